@@ -1,0 +1,253 @@
+"""
+Every request, reply and notice of the protocol, on one screen.
+
+docs/protocol.md explains them; each class below carries the same name as its ``op``. Unknown fields are refused, every
+string and list is bounded, and every number has its range, so what the rest of the daemon sees has been checked.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from hwbpd.core.errors import Holder
+from hwbpd.core.model import Delivery, Kind
+
+PROTOCOL_VERSION = 1
+
+U64_MAX = 2**64 - 1
+TID_MAX = 2**22  # PID_MAX_LIMIT of 64-bit Linux
+CPU_MAX = 8191  # the largest NR_CPUS a Linux configuration allows, less one
+LENGTH_MAX = 2**31  # bytes; the largest range any architecture's mask can watch
+
+Id = Annotated[int, Meta(ge=0, le=2**62)]
+U64 = Annotated[int, Meta(ge=0)]  # the upper end is the encoding's own
+Name = Annotated[str, Meta(max_length=64)]
+Letters = Annotated[str, Meta(pattern="^(r|w|rw|x)$")]
+Tid = Annotated[int, Meta(ge=0, le=TID_MAX)]
+Cpu = Annotated[int, Meta(ge=0, le=CPU_MAX)]
+
+
+class Message(Struct, frozen=True, tag_field="op", forbid_unknown_fields=True, omit_defaults=True):
+    """One msgpack map; the field ``op`` names it."""
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+class Request(Message, frozen=True):
+    """Every request carries an ``id`` of the client's choice, which its reply repeats."""
+
+    id: Id
+
+
+class Hello(Request, frozen=True, tag="hello"):
+    version: Annotated[int, Meta(ge=0, le=65535)]
+    client: Name = ""
+
+
+class SessionRequest(Request, frozen=True, kw_only=True):
+    """Everything after hello: for which daemon it is meant, and until when (CLOCK_MONOTONIC, 0 for no limit)."""
+
+    epoch: U64
+    deadline_ns: U64 = 0
+
+
+class ClaimRequest(SessionRequest, frozen=True, tag="claim"):
+    address: U64
+    length: Annotated[int, Meta(ge=1, le=LENGTH_MAX)]
+    access: Letters
+    tid: Tid = 0  # 0: no task
+    cpus: Annotated[list[Cpu], Meta(max_length=CPU_MAX + 1)] | None = None  # None: all, or wherever the task runs
+    user: bool = True
+    kernel: bool = True
+    delivery: Delivery = Delivery.HITS
+    user_chain: bool = False
+    kernel_chain: bool = False
+    ring_bytes: Annotated[int, Meta(ge=0, le=2**30)] = 0  # 0: as the daemon is set
+    kind: Kind = Kind.PERF
+    label: Name = ""
+
+
+class Release(SessionRequest, frozen=True, tag="release"):
+    claim: Id
+
+
+class Counts(SessionRequest, frozen=True, tag="counts"):
+    claim: Id
+
+
+class Slots(SessionRequest, frozen=True, tag="slots"):
+    after: Id = 0  # resources with greater ids only
+    most: Annotated[int, Meta(ge=1, le=1000)] = 200
+
+
+class Capabilities(SessionRequest, frozen=True, tag="capabilities"):
+    pass
+
+
+class Why(SessionRequest, frozen=True, tag="why"):
+    claim: Id
+
+
+class Goodbye(SessionRequest, frozen=True, tag="goodbye"):
+    pass
+
+
+AnyRequest = Hello | ClaimRequest | Release | Counts | Slots | Capabilities | Why | Goodbye
+
+
+# --- replies ---------------------------------------------------------------------------------------------------------
+
+
+class Reply(Message, frozen=True):
+    id: int
+
+
+class Welcome(Reply, frozen=True, tag="welcome"):
+    version: int
+    epoch: int
+    session: int
+    machine: str
+    backend: str
+
+
+class PieceRow(Struct, frozen=True):
+    address: int
+    length: int
+    access: str
+    pool: str
+
+
+class Granted(Reply, frozen=True, tag="granted"):
+    claim: int
+    pieces: list[PieceRow]
+    ring_bytes: int
+
+
+class Released(Reply, frozen=True, tag="released"):
+    """The final counts: ``hits = delivered + lost + dropped`` for a claim that delivers hits."""
+
+    claim: int
+    hits: int
+    delivered: int
+    lost: int
+    dropped: int
+
+
+class CountsReply(Reply, frozen=True, tag="counts"):
+    claim: int
+    hits: int
+    delivered: int
+    lost: int
+    dropped: int
+
+
+class CpuRow(Struct, frozen=True):
+    """Slots used on a CPU: by CPU-wide claims, and by the most demanding task that may run there, per pool."""
+
+    cpu: int
+    online: bool
+    cpu_wide: dict[str, int]
+    busiest_task: dict[str, int]
+
+
+class ClaimRow(Struct, frozen=True, omit_defaults=True):
+    claim: int
+    pid: int
+    comm: str
+    uid: int
+    kind: str
+    label: str
+    state: str
+    age_ns: int
+    hits: int
+    lost: int
+    dropped: int
+
+
+class ResourceRow(Struct, frozen=True, omit_defaults=True):
+    resource: int
+    address: int
+    length: int
+    access: str
+    pool: str
+    user: bool
+    kernel: bool
+    delivery: str
+    tid: int
+    cpus: list[int] | None
+    claims: list[ClaimRow]
+
+
+class SlotsReply(Reply, frozen=True, tag="slots"):
+    pools: dict[str, int]
+    cpus: list[CpuRow]
+    resources: list[ResourceRow]
+    more: bool
+
+
+class CapabilitiesReply(Reply, frozen=True, tag="capabilities"):
+    machine: str
+    backend: str
+    architecture: str
+    pools: dict[str, int]
+    cpus_possible: list[int]
+    cpus_online: list[int]
+    registers: dict[str, object]
+    limits: dict[str, int]
+
+
+class WhyReply(Reply, frozen=True, tag="why"):
+    claim: int
+    state: str
+    lines: list[str]
+
+
+class Bye(Reply, frozen=True, tag="bye"):
+    pass
+
+
+class Error(Reply, frozen=True, tag="error"):
+    """A refusal. ``id`` is 0 when the request could not be read far enough to know it."""
+
+    errno: str
+    sentence: str
+    holders: list[Holder] = []
+    claim: int = 0
+
+
+# --- notices ---------------------------------------------------------------------------------------------------------
+
+
+class Notice(Message, frozen=True):
+    """What the daemon tells a session unasked. ``n`` counts them, from 1, without a gap."""
+
+    n: int
+
+
+class Hits(Notice, frozen=True, tag="hits"):
+    claim: int
+    count: int
+    records: bytes
+    lost: int = 0  # so far, in the ring
+    dropped: int = 0  # so far, for want of room on the way to this client
+
+
+class Lost(Notice, frozen=True, tag="lost"):
+    """The claim is over and its slot is free. ``reason``: "exit" (the target), "forced" (an operator released it)."""
+
+    claim: int
+    reason: str
+    sentence: str
+    hits: int
+    delivered: int
+    lost: int
+    dropped: int
+
+
+class Closing(Notice, frozen=True, tag="closing"):
+    """The daemon ends, or ends this session; every claim of it is over."""
+
+    sentence: str
