@@ -88,13 +88,14 @@ class ArmError(Exception):
     """
     The machine could not arm a resource, and has undone the legs it had armed.
 
-    ``errno`` is the kernel's; ``where`` names the leg that was refused as a person would ("cpu 3", "tid 812").
+    ``errno`` is the kernel's; ``cpu`` and ``tid`` say which leg it refused.
     """
 
-    def __init__(self, errno: int, where: str) -> None:
-        super().__init__(errno, where)
+    def __init__(self, errno: int, *, cpu: int | None = None, tid: int | None = None) -> None:
+        super().__init__(errno, cpu, tid)
         self.errno = errno
-        self.where = where
+        self.cpu = cpu
+        self.tid = tid
 
 
 @runtime_checkable

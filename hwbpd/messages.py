@@ -7,6 +7,7 @@ string and list is bounded, and every number has its range, so what the rest of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -195,7 +196,7 @@ class CapabilitiesReply(Reply, frozen=True, tag="capabilities"):
     pools: dict[str, int]
     cpus_possible: list[int]
     cpus_online: list[int]
-    registers: dict[str, object]
+    registers: Mapping[str, object]
     limits: dict[str, int]
 
 

@@ -1,0 +1,74 @@
+"""
+etc/hwbpd.toml as one frozen, validated value.
+
+Every setting is here with its default and its bounds; etc/hwbpd.toml shows the same defaults with their reasons, and a
+test compares the two.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+MIB = 2**20
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a peer may send or hold."""
+
+    message_bytes: Annotated[int, Meta(ge=1024, le=16 * MIB)] = 65536
+    claims_per_session: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
+    sessions: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    messages_queued_per_session: Annotated[int, Meta(ge=1, le=100_000)] = 256
+
+
+class Rings(Struct, frozen=True, forbid_unknown_fields=True):
+    """How hits are collected."""
+
+    bytes_default: Annotated[int, Meta(ge=4096, le=1024 * MIB)] = 256 * 1024
+    bytes_max: Annotated[int, Meta(ge=4096, le=1024 * MIB)] = 8 * MIB
+    bytes_per_message: Annotated[int, Meta(ge=4096, le=16 * MIB)] = 128 * 1024
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True):
+    """All of it."""
+
+    socket: str = ""  # empty: $HWBPD_SOCKET, $XDG_RUNTIME_DIR/hwbpd/hwbpd.sock, /run/hwbpd/hwbpd.sock
+    machine: str = "auto"
+    log_format: Literal["auto", "console", "json"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    limits: Limits = Limits()
+    rings: Rings = Rings()
+
+
+class BadSettings(Exception):
+    """The settings file cannot be used; the message says which line or field, and why."""
+
+
+def load(path: Path | None) -> Settings:
+    """
+    Return the settings in a TOML file, or the defaults without one.
+
+    :raises BadSettings: naming the file and the field.
+    """
+    if path is None:
+        return Settings()
+    try:
+        with path.open("rb") as file:
+            return msgspec.convert(tomllib.load(file), Settings)
+    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as why:
+        raise BadSettings(f"{path}: {why}") from None
+
+
+def socket_path(asked: str) -> Path:
+    """Return where the daemon listens: what was asked for, else the first of the usual places."""
+    for path in (asked, os.environ.get("HWBPD_SOCKET")):
+        if path:
+            return Path(path)
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime_dir or "/run") / "hwbpd" / "hwbpd.sock"

@@ -1,0 +1,113 @@
+"""
+An admission rule too simple to be wrong: a list of kernel events, and the kernel's formula applied to it by counting.
+
+``hwbpd.core.admission`` must agree with it at random and over every small world; the running kernel is asked by
+``tests.judges.oracle``. It keeps no count between two questions, so nothing in it can drift. It looks at every CPU and
+every task each time, which is why the daemon cannot use it.
+
+The formula is that of Linux, kernel/events/hw_breakpoint.c, for one pool of S slots per CPU: with C(c) the CPU-wide
+events on CPU c, and T(t, c) the events of task t that are bound to c or to no CPU, one more event is admitted
+
+- CPU-wide on c             iff  C(c) + max over all tasks t of T(t, c) + 1 <= S
+- for task t on any CPU     iff  max over all possible CPUs c of C(c) + T(t, c), + 1 <= S
+- for task t on CPU c       iff  C(c) + T(t, c) + 1 <= S
+
+Pools never meet. Enabled or not, an event counts from its creation to its end.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from hwbpd.core.model import Plan, Pool, Resource, Target, Task
+
+ANY_CPU = -1
+
+
+class Event(NamedTuple):
+    """What the kernel counts: one slot of a pool, for a task or for none, on one CPU or on any."""
+
+    task: Task | None
+    cpu: int
+    pool: Pool
+
+
+class Answer(enum.StrEnum):
+    FITS = "fits"
+    FULL = "full"  # ENOSPC
+    OFFLINE = "offline"  # ENODEV
+
+
+def cpu_wide(events: Iterable[Event], cpu: int, pool: Pool) -> int:
+    """C(cpu)."""
+    return sum(event.task is None and event.cpu == cpu and event.pool is pool for event in events)
+
+
+def of_task(events: Iterable[Event], task: Task, cpu: int, pool: Pool) -> int:
+    """T(task, cpu)."""
+    return sum(event.task == task and event.cpu in (cpu, ANY_CPU) and event.pool is pool for event in events)
+
+
+def of_busiest(events: Sequence[Event], cpu: int, pool: Pool) -> int:
+    """The greatest T(task, cpu) of any task, or 0."""
+    tasks = {event.task for event in events if event.task is not None}
+    return max((of_task(events, task, cpu, pool) for task in tasks), default=0)
+
+
+class SlowBooks:
+    """The same questions as ``Books`` and ``fits``, answered by counting."""
+
+    def __init__(self, slots: Mapping[Pool, int], possible: Iterable[int], online: Iterable[int]) -> None:
+        self.slots = dict(slots)
+        self.possible = tuple(possible)
+        self.online = tuple(online)
+        self.held: dict[int, list[Event]] = {}  # per resource
+
+    def events(self) -> list[Event]:
+        return [event for events in self.held.values() for event in events]
+
+    def expand(self, target: Target, pool: Pool) -> list[Event]:
+        """Return the events that one piece on ``target`` comes down to; all CPUs are those online now."""
+        cpus = (ANY_CPU,) if target.task is not None else self.online
+        if target.cpus is not None:
+            cpus = target.cpus
+        return [Event(target.task, cpu, pool) for cpu in cpus]
+
+    def admits(self, event: Event, events: Sequence[Event]) -> bool:
+        """Whether the kernel would add ``event`` to ``events``."""
+        task, cpu, pool = event
+        if task is None:
+            used = cpu_wide(events, cpu, pool) + of_busiest(events, cpu, pool)
+        else:
+            places = self.possible if cpu == ANY_CPU else (cpu,)
+            used = max(cpu_wide(events, place, pool) + of_task(events, task, place, pool) for place in places)
+        return used + 1 <= self.slots[pool]
+
+    def ask(self, target: Target, plan: Plan) -> Answer:
+        """Add the events of the whole request one after the other, as somebody who opens them does; forget them."""
+        for cpu in target.cpus or ():
+            if cpu not in (self.online if target.task is None else self.possible):
+                return Answer.OFFLINE
+        events = self.events()
+        for piece in plan.pieces:
+            for event in self.expand(target, piece.pool):
+                if not self.admits(event, events):
+                    return Answer.FULL
+                events.append(event)
+        return Answer.FITS
+
+    def take(self, resource: Resource) -> None:
+        self.held[resource.resource_id] = self.expand(resource.target, resource.piece.pool)
+
+    def give_back(self, resource_id: int) -> None:
+        del self.held[resource_id]
+
+    def free(self, task: Task | None, cpu: int, pool: Pool) -> int:
+        """Return how many events for that task and CPU would be admitted, one after the other."""
+        events = self.events()
+        held = len(events)
+        while self.admits(Event(task, cpu, pool), events):
+            events.append(Event(task, cpu, pool))
+        return len(events) - held
