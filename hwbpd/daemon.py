@@ -63,7 +63,11 @@ def run(settings: Settings, plugins: Plugins | None = None) -> None:
             machine=machine,
             backend=backend,
             sessions=Sessions(),
-            outbox=Outbox(network, settings.limits.messages_queued_per_session),
+            outbox=Outbox(
+                network,
+                messages_max=settings.limits.messages_queued_per_session,
+                hits_bytes_max=settings.limits.hits_bytes_queued_per_session,
+            ),
             settings=settings,
             clock=MonotonicClock(),
             epoch=secrets.randbits(63),

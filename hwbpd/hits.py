@@ -2,28 +2,15 @@
 Ring -> routes -> one message per session and drain. No policy, and the core never sees a record.
 
 A hit is never decoded here: what the machine drained goes out as one binary field. Counts are kept per claim:
-``hits = delivered + lost + dropped`` holds exactly once its resource is disarmed.
+``hits = delivered + lost + dropped`` holds exactly once its resources are disarmed.
 """
 
 from __future__ import annotations
 
 from hwbpd.core.model import Claim, Delivery
 from hwbpd.hookspecs import Batch, Machine
-from hwbpd.outbox import Outbox
+from hwbpd.outbox import Flow, Outbox
 from hwbpd.sessions import Sessions
-
-
-class Flow:
-    """What has gone to one claim's owner."""
-
-    __slots__ = ("claim", "delivered", "dropped", "lost", "resources")
-
-    def __init__(self, claim: Claim) -> None:
-        self.claim = claim
-        self.resources: set[int] = set()
-        self.delivered = 0
-        self.lost = 0  # in the ring
-        self.dropped = 0  # on the way to the owner
 
 
 class Hits:
@@ -39,15 +26,14 @@ class Hits:
 
     def route(self, resource_id: int, claim: Claim) -> None:
         """From now on the hits of this resource go to this claim's owner, too."""
-        flow = self._flows.setdefault(claim.claim_id, Flow(claim))
-        flow.resources.add(resource_id)
+        flow = self._flows.get(claim.claim_id)
+        if flow is None:
+            flow = self._flows[claim.claim_id] = Flow(claim)
         self._routes.setdefault(resource_id, []).append(flow)
 
     def unroute(self, resource_id: int, claim_id: int) -> None:
         """No more."""
-        flow = self._flows[claim_id]
-        flow.resources.discard(resource_id)
-        self._routes[resource_id].remove(flow)
+        self._routes[resource_id].remove(self._flows[claim_id])
         if not self._routes[resource_id]:
             del self._routes[resource_id]
 
@@ -74,9 +60,7 @@ class Hits:
                 continue
             flow.lost += batch.lost
             session = self._sessions.of(flow.claim.owner.session_id)
-            if session is not None and self._outbox.hits(
-                session, flow.claim.claim_id, batch.hits, batch.records, flow.lost, flow.dropped
-            ):
-                flow.delivered += batch.hits
-            else:
+            if session is None:
                 flow.dropped += batch.hits
+            else:
+                self._outbox.send_hits(session, flow, batch.hits, batch.records)

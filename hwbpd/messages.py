@@ -222,10 +222,10 @@ class Error(Reply, frozen=True, tag="error"):
 # --- notices ---------------------------------------------------------------------------------------------------------
 
 
-class Notice(Message, frozen=True):
-    """What the daemon tells a session unasked. ``n`` counts them, from 1, without a gap."""
+class Notice(Message, frozen=True, kw_only=True):
+    """What the daemon tells a session unasked. ``n`` counts them, from 1, without a gap; the outbox fills it in."""
 
-    n: int
+    n: int = 0
 
 
 class Hits(Notice, frozen=True, tag="hits"):

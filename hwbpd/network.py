@@ -77,6 +77,7 @@ class RouterNetwork:
     def close(self) -> None:
         """Stop watching connections; the ROUTER belongs to the caller."""
         self._router.disable_monitor()
+        self._monitor.close()
 
     def descriptors(self) -> Sequence[int]:
         return int(self._router.getsockopt(zmq.FD)), int(self._monitor.getsockopt(zmq.FD))

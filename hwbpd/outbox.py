@@ -1,17 +1,22 @@
 """
 Bounded, numbered, lossy-with-count sending to sessions.
 
-The transport's own queue (SNDHWM messages per connection) is the only one for hits: when it is full they are dropped
-and counted, here and now, so a slow reader never slows another nor makes the daemon grow. Replies and other notices
-must not be lost: they wait, as many as ``waiting_max``, and a client that lets more pile up has stopped reading and is
-disconnected. While something waits no hits are sent, so notices keep their order.
+The transport takes SNDHWM messages for a connection. What finds no room there waits here, in order, and is sent as soon
+as there is some: a slow reader never slows another. Hits that wait are joined into larger messages; they may wait up to
+``hits_bytes_max`` for a session, and beyond that they are dropped and counted, here and now. Replies and other notices
+must not be lost: ``messages_max`` of them may wait, and a client that lets more pile up has stopped reading and is
+disconnected.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Protocol
 
+import msgspec
+
 from hwbpd import wire
+from hwbpd.core.model import Claim
 from hwbpd.messages import Closing, Hits, Lost, Reply
 from hwbpd.sessions import Session
 
@@ -24,65 +29,137 @@ class Transport(Protocol):
         ...
 
 
+class Flow:
+    """What has gone to one claim's owner. ``delivered`` hits are on their way, or wait in order behind others."""
+
+    __slots__ = ("claim", "delivered", "dropped", "lost")
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.delivered = 0
+        self.lost = 0  # in the ring
+        self.dropped = 0  # here
+
+
+class _WaitingHits:
+    """Hits of one claim that wait; later ones join them as long as nothing else came between."""
+
+    __slots__ = ("count", "flow", "records")
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.count = 0
+        self.records: list[bytes] = []
+
+
+class Queue:
+    """What waits for one session."""
+
+    __slots__ = ("hits_bytes", "items", "messages", "session")
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.items: deque[Reply | Lost | Closing | _WaitingHits] = deque()
+        self.messages = 0  # of items, those that are not hits
+        self.hits_bytes = 0
+
+
 class Outbox:
     """The way to the clients."""
 
-    def __init__(self, transport: Transport, waiting_max: int) -> None:
+    def __init__(self, transport: Transport, *, messages_max: int, hits_bytes_max: int) -> None:
         self._transport = transport
-        self._waiting_max = waiting_max
-        self._waiting: dict[int, Session] = {}  # sessions with something waiting
+        self._messages_max = messages_max
+        self._hits_bytes_max = hits_bytes_max
+        self._queues: dict[int, Queue] = {}  # of the sessions for which something waits
         self.overrun: list[Session] = []  # sessions to be ended: they do not read
 
     @property
     def is_waiting(self) -> bool:
         """Whether ``flush`` has something to do."""
-        return bool(self._waiting)
+        return bool(self._queues)
 
-    def reply(self, session: Session, reply: Reply) -> None:
-        """Send a reply."""
-        self._send_or_wait(session, wire.encode(reply))
+    def is_waiting_for(self, session: Session) -> bool:
+        """Whether something waits for this session."""
+        return session.session_id in self._queues
+
+    def send(self, session: Session, message: Reply | Lost | Closing) -> None:
+        """Send a reply or a notice; the outbox numbers notices as they leave."""
+        queue = self._queues.get(session.session_id)
+        if queue is None:
+            if self._transmit(session, message):
+                return
+            queue = self._queues[session.session_id] = Queue(session)
+        queue.items.append(message)
+        queue.messages += 1
+        if queue.messages == self._messages_max + 1:
+            self.overrun.append(session)
 
     def reply_to_stranger(self, routing_id: bytes, reply: Reply) -> None:
         """Send a reply to somebody without a session; it is dropped if there is no room."""
         self._transport.send(routing_id, wire.encode(reply))
 
-    def notify(self, session: Session, notice: Lost | Closing) -> None:
-        """Send a notice that must arrive."""
-        session.notices_sent += 1
-        assert notice.n == session.notices_sent, "a notice is numbered by next_number"
-        self._send_or_wait(session, wire.encode(notice))
+    def send_hits(self, session: Session, flow: Flow, count: int, records: bytes) -> None:
+        """Send hits, or let them wait, or drop them; ``flow`` keeps the account."""
+        queue = self._queues.get(session.session_id)
+        if queue is None:
+            flow.delivered += count
+            if self._transmit_hits(session, flow, count, records):
+                return
+            flow.delivered -= count
+            queue = self._queues[session.session_id] = Queue(session)
+        if queue.hits_bytes + len(records) > self._hits_bytes_max:
+            flow.dropped += count
+            return
+        if not queue.items or not (isinstance(last := queue.items[-1], _WaitingHits) and last.flow is flow):
+            last = _WaitingHits(flow)
+            queue.items.append(last)
+        last.count += count
+        last.records.append(records)
+        queue.hits_bytes += len(records)
+        flow.delivered += count
 
-    def next_number(self, session: Session) -> int:
-        """The number of the next notice."""
-        return session.notices_sent + 1
+    def flush(self) -> None:
+        """Send what waits, as far as there is room now."""
+        for session_id, queue in tuple(self._queues.items()):
+            while queue.items and self._transmit_first(queue):
+                pass
+            if not queue.items:
+                del self._queues[session_id]
 
-    def hits(self, session: Session, claim_id: int, count: int, records: bytes, lost: int, dropped: int) -> bool:
-        """Send hits; return false if there is no room and they are dropped."""
-        if session.waiting:
-            return False
-        notice = Hits(session.notices_sent + 1, claim_id, count, records, lost, dropped)
-        if not self._transport.send(session.routing_id, wire.encode(notice)):
+    def forget(self, session: Session) -> None:
+        """The session is over; nothing waits for it any more."""
+        self._queues.pop(session.session_id, None)
+
+    def _transmit_first(self, queue: Queue) -> bool:
+        first = queue.items[0]
+        if isinstance(first, _WaitingHits):
+            records = b"".join(first.records)
+            if not self._transmit_hits(queue.session, first.flow, first.count, records):
+                first.records = [records]
+                return False
+            queue.hits_bytes -= len(records)
+        else:
+            if not self._transmit(queue.session, first):
+                return False
+            queue.messages -= 1
+        queue.items.popleft()
+        return True
+
+    def _transmit(self, session: Session, message: Reply | Lost | Closing) -> bool:
+        if isinstance(message, Reply):
+            return self._transport.send(session.routing_id, wire.encode(message))
+        numbered = msgspec.structs.replace(message, n=session.notices_sent + 1)
+        if not self._transport.send(session.routing_id, wire.encode(numbered)):
             return False
         session.notices_sent += 1
         return True
 
-    def flush(self) -> None:
-        """Send what waits, as far as there is room now."""
-        for session_id, session in tuple(self._waiting.items()):
-            while session.waiting and self._transport.send(session.routing_id, session.waiting[0]):
-                session.waiting.popleft()
-            if not session.waiting:
-                del self._waiting[session_id]
-
-    def forget(self, session: Session) -> None:
-        """The session is over; nothing waits for it any more."""
-        self._waiting.pop(session.session_id, None)
-        session.waiting.clear()
-
-    def _send_or_wait(self, session: Session, data: bytes) -> None:
-        if not session.waiting and self._transport.send(session.routing_id, data):
-            return
-        session.waiting.append(data)
-        self._waiting[session.session_id] = session
-        if len(session.waiting) == self._waiting_max + 1:
-            self.overrun.append(session)
+    def _transmit_hits(self, session: Session, flow: Flow, count: int, records: bytes) -> bool:
+        notice = Hits(
+            flow.claim.claim_id, count, records, flow.lost, flow.dropped, n=session.notices_sent + 1
+        )
+        if not self._transport.send(session.routing_id, wire.encode(notice)):
+            return False
+        session.notices_sent += 1
+        return True

@@ -136,10 +136,9 @@ class Performer:
         if effect.how in {End.FORCED, End.EXIT}:
             owner = self._sessions.of(claim.owner.session_id)
             if owner is not None:
-                self._outbox.notify(
+                self._outbox.send(
                     owner,
                     Lost(
-                        self._outbox.next_number(owner),
                         claim.claim_id,
                         str(effect.how),
                         effect.sentence,
@@ -161,4 +160,4 @@ class Performer:
     def _reply(self, session_id: int, reply: Reply) -> None:
         session: Session | None = self._sessions.of(session_id)
         if session is not None:
-            self._outbox.reply(session, reply)
+            self._outbox.send(session, reply)

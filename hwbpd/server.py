@@ -14,7 +14,6 @@ told "granted" before the kernel has said so.
 from __future__ import annotations
 
 import select
-from collections.abc import Sequence
 
 import structlog
 
@@ -23,6 +22,7 @@ from hwbpd.clock import Clock
 from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.errors import HwbpError, LimitReached, NotPermitted, RequestExpired, Stale, VersionMismatch
 from hwbpd.core.events import AnyEvent, HitsCounted, ReleaseRequested, SessionEnded, Stopping, TargetExited
+from hwbpd.drains import Drains
 from hwbpd.hits import Hits
 from hwbpd.hookspecs import Backend, Machine
 from hwbpd.network import Incoming, Network, Unreadable
@@ -36,38 +36,7 @@ from hwbpd.views import Views
 log = structlog.get_logger("hwbpd")
 
 MESSAGES_PER_TURN = 128
-SWEEP_NS = 1_000_000_000  # a full ring wakes nobody, so every ring is looked at this often
 FLUSH_S = 0.01  # how soon to look again whether a slow reader has made room
-
-
-class Descriptors:
-    """Which descriptor belongs to which resource; keeps an epoll in step with it."""
-
-    def __init__(self, epoll: select.epoll) -> None:
-        self._epoll = epoll
-        self._of_resource: dict[int, Sequence[int]] = {}
-        self.resource: dict[int, int] = {}
-        self.undrained: dict[int, None] = {}  # resources to drain without waiting for a wake-up
-
-    @property
-    def resources(self) -> Sequence[int]:
-        return tuple(self._of_resource)
-
-    def begin(self, resource_id: int, descriptors: Sequence[int]) -> None:
-        if resource_id in self._of_resource:
-            return
-        self._of_resource[resource_id] = descriptors
-        for fd in descriptors:
-            self.resource[fd] = resource_id
-            self._epoll.register(fd, select.EPOLLIN)
-        if descriptors:
-            self.undrained[resource_id] = None
-
-    def end(self, resource_id: int) -> None:
-        for fd in self._of_resource.pop(resource_id, ()):
-            del self.resource[fd]
-            self._epoll.unregister(fd)
-        self.undrained.pop(resource_id, None)
 
 
 class Server:
@@ -100,14 +69,13 @@ class Server:
         self._clock = clock
         self._epoch = epoch
         self._epoll = select.epoll()
-        self._descriptors = Descriptors(self._epoll)
+        self._drains = Drains(self._epoll)
         self._hits = Hits(machine, sessions, outbox, settings.rings.bytes_per_message)
-        self._performer = Performer(machine, sessions, outbox, self._hits, self._descriptors, clock)
+        self._performer = Performer(machine, sessions, outbox, self._hits, self._drains, clock)
         self._views = Views(arbiter, self._hits, machine, backend, settings)
         for fd in network.descriptors():
             self._epoll.register(fd, select.EPOLLIN)
         self._stop_fd = -1
-        self._next_sweep_ns = 0
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -117,12 +85,15 @@ class Server:
         self._epoll.register(stop_fd, select.EPOLLIN)
         while self.turn():
             pass
-        self._stop()
+        self.stop()
 
     def turn(self, block: bool = True) -> bool:
         """One turn of the loop; false when it is time to stop."""
-        busy = bool(self._descriptors.undrained) or self._network.has_news()
-        wait_s = 0.0 if busy or not block else FLUSH_S if self._outbox.is_waiting else SWEEP_NS / 1e9
+        wait_s = 0.0
+        if block and not self._network.has_news():
+            wait_s = self._drains.wait_s(self._clock.now_ns())
+            if self._outbox.is_waiting:
+                wait_s = min(wait_s, FLUSH_S)
         ready = [fd for fd, _ in self._epoll.poll(wait_s)]
         if self._stop_fd in ready:
             return False
@@ -133,12 +104,10 @@ class Server:
         self._end_lost_sessions()
         self._serve_requests()
         for fd in ready:
-            resource_id = self._descriptors.resource.get(fd)
-            if resource_id is not None:
-                self._descriptors.undrained[resource_id] = None
-        self._sweep()
-        for resource_id in tuple(self._descriptors.undrained):
-            self._drain_ring(resource_id)
+            self._drains.woke(fd)
+        now_ns = self._clock.now_ns()
+        for resource_id in self._drains.due(now_ns):
+            self._drain(resource_id, now_ns)
         self._outbox.flush()
         self._disconnect_overrun()
         return True
@@ -152,7 +121,8 @@ class Server:
                 if outcome is not None:
                     pending.append(outcome)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End every claim and tell every session."""
         self.feed(Stopping(self._clock.now_ns(), "the daemon is stopping"))
         for session in self._sessions:
             self._close_session(session, "the daemon is stopping; every claim is released")
@@ -161,20 +131,13 @@ class Server:
 
     # --- hits --------------------------------------------------------------------------------------------------------
 
-    def _drain_ring(self, resource_id: int) -> None:
+    def _drain(self, resource_id: int, now_ns: int) -> None:
         batch = self._hits.drain(resource_id)
-        if not batch.more:
-            self._descriptors.undrained.pop(resource_id, None)
         if batch.hits or batch.lost:
-            self.feed(HitsCounted(self._clock.now_ns(), resource_id, batch.hits, batch.lost))
+            self.feed(HitsCounted(now_ns, resource_id, batch.hits, batch.lost))
         elif self._machine.target_is_gone(resource_id):
-            self.feed(TargetExited(self._clock.now_ns(), resource_id))
-
-    def _sweep(self) -> None:
-        now_ns = self._clock.now_ns()
-        if now_ns >= self._next_sweep_ns:
-            self._next_sweep_ns = now_ns + SWEEP_NS
-            self._descriptors.undrained.update(dict.fromkeys(self._descriptors.resources))
+            self.feed(TargetExited(now_ns, resource_id))
+        self._drains.drained(resource_id, batch.hits, batch.more, now_ns)
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
@@ -221,7 +184,7 @@ class Server:
 
     def _close_session(self, session: Session, sentence: str) -> None:
         """End a session from our side, and say so."""
-        self._outbox.notify(session, messages.Closing(self._outbox.next_number(session), sentence))
+        self._outbox.send(session, messages.Closing(sentence=sentence))
         self._end_session(session, sentence)
 
     def _disconnect_overrun(self) -> None:
@@ -257,7 +220,7 @@ class Server:
         if session is None:
             self._outbox.reply_to_stranger(routing_id, reply)
             return
-        self._outbox.reply(session, reply)
+        self._outbox.send(session, reply)
         if isinstance(reply, messages.Bye):
             self._end_session(session, "it said goodbye")
 

@@ -8,7 +8,6 @@ client chose: those can be squatted.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 
 from hwbpd import peers
@@ -19,7 +18,7 @@ from hwbpd.peers import Connection, Peer
 class Session:
     """One connection and the process behind it."""
 
-    __slots__ = ("connection", "notices_sent", "owner", "peer", "routing_id", "waiting")
+    __slots__ = ("connection", "notices_sent", "owner", "peer", "routing_id")
 
     def __init__(self, session_id: int, routing_id: bytes, connection: Connection, peer: Peer) -> None:
         self.owner = Owner(session_id, peer.pid, peer.uid, peer.gid, peer.comm)
@@ -27,7 +26,6 @@ class Session:
         self.connection = connection
         self.peer = peer
         self.notices_sent = 0
-        self.waiting: deque[bytes] = deque()  # for room in the transport; see outbox
 
     @property
     def session_id(self) -> int:

@@ -25,6 +25,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     claims_per_session: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     sessions: Annotated[int, Meta(ge=1, le=100_000)] = 1000
     messages_queued_per_session: Annotated[int, Meta(ge=1, le=100_000)] = 256
+    hits_bytes_queued_per_session: Annotated[int, Meta(ge=4096, le=1024 * MIB)] = 16 * MIB
 
 
 class Rings(Struct, frozen=True, forbid_unknown_fields=True):

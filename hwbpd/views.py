@@ -74,6 +74,7 @@ class Views:
                 "claims_per_session": limits.claims_per_session,
                 "sessions": limits.sessions,
                 "messages_queued_per_session": limits.messages_queued_per_session,
+                "hits_bytes_queued_per_session": limits.hits_bytes_queued_per_session,
                 "ring_bytes_default": rings.bytes_default,
                 "ring_bytes_max": rings.bytes_max,
             },
