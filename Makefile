@@ -1,0 +1,67 @@
+# Everything a newcomer runs. Set-up happens by itself, in .venv, and is redone only when pyproject.toml has changed.
+#
+# Paths are relative, and tools are started as `python -m`, so the tree may lie anywhere, in a folder with spaces too.
+
+# The Python to make .venv from; by default the first on PATH that is 3.11 or later.
+PYTHON =
+# Further arguments for pytest: make test ARGS="-k admission -x"
+ARGS =
+# The oracle: how many operations are compared with the running kernel, and from which seed (empty: a new one).
+N = 100000
+SEED =
+
+venv_python = .venv/bin/python
+pip_install = $(venv_python) -m pip install --quiet --disable-pip-version-check --no-input
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench oracle setup setup-dev clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo      see hwbpd at work (as root: on the real debug registers)'
+	@echo 'make test      behaviour, types, lint and layout; ARGS="-k admission" for a part'
+	@echo 'make bench     latencies beside their floors: a bare echo, the bare system calls'
+	@echo 'make oracle    compare admission with the running kernel: N=100000 SEED=7'
+	@echo 'make setup     only prepare .venv (setup-dev: with the tools for tests)'
+	@echo 'make clean     remove .venv and what the tools have left'
+
+demo: setup
+	@$(venv_python) examples/demo.py
+
+test: setup-dev
+	@$(venv_python) -m pytest $(ARGS)
+
+bench: setup-dev
+	@$(venv_python) -m benchmarks $(ARGS)
+
+oracle: setup-dev
+	@$(venv_python) -m tests.judges.oracle --operations $(N) $(if $(SEED),--seed $(SEED))
+
+setup: .venv/installed
+	@:
+setup-dev: .venv/installed-dev
+	@:
+
+.venv/installed: pyproject.toml .venv/made
+	@echo 'installing hwbpd and what it needs'
+	@$(pip_install) --editable .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml .venv/made
+	@echo 'installing hwbpd and what it and its tests need'
+	@$(pip_install) --editable '.[dev]'
+	@touch .venv/installed $@
+
+# A version manager may put names on PATH that start nothing, so each candidate is tried, not only looked for.
+.venv/made: .ci/make_venv.py
+	@for python in $(if $(PYTHON),'$(PYTHON)',python3 python3.11 python3.12 python3.13 python3.14 /usr/bin/python3); do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			"$$python" .ci/make_venv.py .venv && touch $@; exit; \
+		fi; \
+	done; \
+	echo 'no Python 3.11 or later found; on Debian 12: apt-get install python3, or say make PYTHON=/path/to/python' >&2; \
+	exit 1
+
+clean:
+	rm -rf .venv .make dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,90 @@
+"""
+What one step of the core costs, and that it does not grow with the host.
+
+A round is many whole lives of a claim, requested, armed, released and disarmed, on an arbiter that holds others
+already. Claims for a thread or for one CPU must be flat in the number of live claims and in the number of CPUs: the
+ratio is to the smallest host in the same round, and below 2 is what the design promises.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from benchmarks.harness import Row, Subject, compare
+from hwbpd.core.arbiter import Arbiter
+from hwbpd.core.effects import Arm, Disarm
+from hwbpd.core.events import Armed, ClaimRequested, Disarmed, ReleaseRequested
+from hwbpd.core.model import Access, Kind, Mode, Owner, Piece, Plan, Pool, Span, Target, Task, Totals
+
+STEPS_PER_LIFE = 4
+LIVES_PER_ROUND = 500
+SLOTS = 4
+
+SPAN = Span(0x404040, 8)
+PLAN = Plan((Piece(SPAN, Access.WRITE, Pool.ANY),))
+MODE = Mode()
+OWNER = Owner(session_id=1, pid=812, uid=0, gid=0, comm="bench")
+
+
+def a_thread(number: int) -> Target:
+    return Target(task=Task(tid=1000 + number, start_ticks=number))
+
+
+ONE_CPU = Target(cpus=(1,))
+NEW_THREAD = a_thread(-1)
+
+
+def request(target: Target, request_id: int) -> ClaimRequested:
+    return ClaimRequested(request_id, OWNER, request_id, Kind.PERF, SPAN, Access.WRITE, MODE, target, "", PLAN)
+
+
+def hold(arbiter: Arbiter, target: Target, request_id: int) -> int:
+    """Take the arbiter through the first half of a claim's life; return its id."""
+    (order,) = arbiter.step(request(target, request_id))
+    assert isinstance(order, Arm), order
+    arbiter.step(Armed(request_id, order.claim_id))
+    return order.claim_id
+
+
+def let_go(arbiter: Arbiter, claim_id: int, request_id: int) -> None:
+    """And through the second."""
+    (order,) = arbiter.step(ReleaseRequested(request_id, OWNER, request_id, claim_id, False))
+    assert isinstance(order, Disarm), order
+    arbiter.step(Disarmed(request_id, claim_id, Totals()))
+
+
+def a_host(live_threads: int, cpus: int) -> Arbiter:
+    """An arbiter of that many CPUs on which each of so many threads has one claim."""
+    arbiter = Arbiter({Pool.ANY: SLOTS}, range(cpus), range(cpus))
+    for number in range(live_threads):
+        hold(arbiter, a_thread(number), number)
+    return arbiter
+
+
+def lives_on(arbiter: Arbiter, target: Target) -> Callable[[], float]:
+    """Return the measurement of one round: nanoseconds per step."""
+
+    def measure_ns() -> float:
+        start = time.perf_counter_ns()
+        for number in range(LIVES_PER_ROUND):
+            let_go(arbiter, hold(arbiter, target, number), number)
+        return (time.perf_counter_ns() - start) / (LIVES_PER_ROUND * STEPS_PER_LIFE)
+
+    return measure_ns
+
+
+def run(rounds: int) -> list[tuple[str, list[Row]]]:
+    """Return a titled table for each way in which a host can be large."""
+    by_claims = [(live, a_host(live, cpus=64)) for live in (1, 1_000, 100_000)]
+    by_cpus = [(cpus, a_host(1_000, cpus)) for cpus in (2, 64, 4096)]
+    tables = []
+    for what, sizes in (("live claims, 64 CPUs", by_claims), ("CPUs, 1 000 live claims", by_cpus)):
+        subjects = []
+        for who, target in (("thread", NEW_THREAD), ("one CPU", ONE_CPU)):
+            names = [f"{who}: {size:,} {what}".replace(",", " ", f"{size:,}".count(",")) for size, _ in sizes]
+            for name, (_, arbiter) in zip(names, sizes, strict=True):
+                floor = "" if name == names[0] else names[0]
+                subjects.append(Subject(name, lives_on(arbiter, target), floor))
+        tables.append((f"one step of the core, by {what.split(',')[0]}", compare(subjects, rounds)))
+    return tables

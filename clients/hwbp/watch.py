@@ -1,0 +1,130 @@
+"""A granted claim, as its owner sees it: its hits, its counts, its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Self
+
+from hwbp.connection import Connection
+from hwbp.errors import NoSuchClaim, Stale
+from hwbp.inbox import Inbox
+from hwbp.records import Hit, hits_of
+from hwbp.syntax import Event
+from hwbp.values import Counts, Ended, Piece
+
+
+class Watch:
+    """
+    A claim that was granted. As a context manager it releases the claim at the end.
+
+    ``claim_id``, ``event`` (what was asked, with the length that was used), ``pieces`` (what the slots hold) and
+    ``ring_bytes`` (per leg) do not change.
+    """
+
+    def __init__(
+        self, connection: Connection, claim_id: int, event: Event, pieces: tuple[Piece, ...], ring_bytes: int
+    ) -> None:
+        self.claim_id = claim_id
+        self.event = event
+        self.pieces = pieces
+        self.ring_bytes = ring_bytes
+        self._connection = connection
+        self._inbox: Inbox = connection.open_inbox(claim_id)
+
+    def __repr__(self) -> str:
+        return f"<Watch {self.claim_id}: {self.event}{', ended' if self.ended else ''}>"
+
+    @property
+    def ended(self) -> Ended | None:
+        """Why the claim is over; None while it is held, as far as has been heard. Hits may still be unread."""
+        return self._inbox.ended
+
+    @property
+    def unread(self) -> bool:
+        """Whether hits are here that nobody has read."""
+        return self._inbox.unread
+
+    @property
+    def lost(self) -> int:
+        """Hits for which the ring had no room, as last heard."""
+        return self._inbox.lost
+
+    @property
+    def dropped(self) -> int:
+        """Hits for which the way to this client had no room, as last heard."""
+        return self._inbox.dropped
+
+    @property
+    def discarded(self) -> int:
+        """Hits that were delivered and then thrown away here, as too many were unread (``inbox.KEPT_BYTES_MAX``)."""
+        return self._inbox.discarded
+
+    def hits(self, timeout: float | None = None) -> Iterator[Hit]:
+        """
+        Yield hits as they come; between CPUs and threads they are not in order of time.
+
+        Ends when ``timeout`` seconds pass without a hit, and when the claim is over and all was read; ``ended`` tells
+        which. None waits for ever, 0 takes only what has arrived. One reader at a time.
+        """
+        while True:
+            deadline_ns = deadline_after(timeout)
+            while not self._inbox.unread:
+                if self.ended or not self._connection.wait(deadline_ns):
+                    break
+            if not self._inbox.unread:
+                return
+            yield from self.read_message()
+
+    def read_message(self) -> Iterator[Hit]:
+        """Take the oldest unread message and yield its hits. Raises IndexError when nothing is unread."""
+        return hits_of(*self._inbox.take())
+
+    def counts(self) -> Counts:
+        """
+        Return what became of the hits so far; after the end, the final counts.
+
+        :raises Stale: when the session ended before the final counts were told.
+        """
+        if self._inbox.final:
+            return self._inbox.final
+        try:
+            reply = self._connection.request("counts", claim=self.claim_id)
+        except NoSuchClaim:
+            if self._inbox.final:  # the end was told just before
+                return self._inbox.final
+            raise
+        return Counts(reply["hits"], reply["delivered"], reply["lost"], reply["dropped"])
+
+    def release(self) -> Counts:
+        """
+        Give the slot back and return the final counts. Hits that came before stay readable.
+
+        Releasing what is over returns its final counts again.
+
+        :raises Stale: when the session ended before the final counts were told.
+        """
+        if self._inbox.final:
+            return self._inbox.final
+        try:
+            reply = self._connection.request("release", claim=self.claim_id)
+        except NoSuchClaim:
+            if self._inbox.final:  # the target exited just before
+                return self._inbox.final
+            raise
+        counts = Counts(reply["hits"], reply["delivered"], reply["lost"], reply["dropped"])
+        self._connection.end_claim(self.claim_id, Ended("released", "the claim was released"), counts)
+        return counts
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(Stale, NoSuchClaim):  # then it is over already
+            self.release()
+
+
+def deadline_after(timeout: float | None) -> int | None:
+    """Return the CLOCK_MONOTONIC time in ns that is ``timeout`` seconds away; None for never."""
+    return None if timeout is None else time.monotonic_ns() + int(timeout * 1e9)

@@ -1,0 +1,176 @@
+"""
+A daemon that says what a test tells it to, written from docs/protocol.md; it holds no slots and keeps no books.
+
+It runs in a thread, so that the client under test can block. What it answers to a request is the list of messages that
+``answers`` gives for the request's ``op``: a reply gets the request's id, a notice gets its number.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import zmq
+
+Message = dict[str, Any]
+Answer = Callable[[Message], list[Message]]
+
+EPOCH = 0xFEED
+NOTICES = ("hits", "lost", "closing", "news")
+
+
+def message(op: str, **fields: Any) -> Message:
+    return {"op": op} | fields
+
+
+def error(errno_name: str, sentence: str = "no", **fields: Any) -> Message:
+    return message("error", errno=errno_name, sentence=sentence, **fields)
+
+
+def always(*messages: Message) -> Answer:
+    """Answer every request of that name with these messages."""
+    return lambda _request: list(messages)
+
+
+def record(
+    ip: int = 0x401136, *, tid: int = 813, time_ns: int = 1, mode: int = 2, chain: list[int] | None = None
+) -> bytes:
+    """One hit record, of process 812 on CPU 1, for a slot that holds 0x404040."""
+    tail = b"" if chain is None else struct.pack(f"={len(chain) + 1}Q", len(chain), *chain)
+    return struct.pack("=IHHQIIQQII", 9, mode, 48 + len(tail), ip, 812, tid, time_ns, 0x404040, 1, 0) + tail
+
+
+def hits(claim: int, *records: bytes, lost: int = 0, dropped: int = 0) -> Message:
+    return message("hits", claim=claim, count=len(records), records=b"".join(records), lost=lost, dropped=dropped)
+
+
+def totals(hits: int = 0, delivered: int = 0, lost: int = 0, dropped: int = 0) -> Message:
+    return {"hits": hits, "delivered": delivered, "lost": lost, "dropped": dropped}
+
+
+def gone(claim: int, reason: str = "exit", **counts: int) -> Message:
+    """The notice that a claim is over."""
+    sentence = "tid 813 exited" if reason == "exit" else "root released it"
+    return message("lost", claim=claim, reason=reason, sentence=sentence, **totals(**counts))
+
+
+def final(op: str = "released", claim: int = 1, **counts: int) -> Message:
+    return message(op, claim=claim, **totals(**counts))
+
+
+CLAIM_ROW = {"claim": 1, "pid": 812, "comm": "gdb", "uid": 0, "kind": "ptrace", "label": "", "state": "armed"} | {
+    "age_ns": 65_000_000_000, "hits": 3, "lost": 0, "dropped": 0,
+}  # fmt: skip
+RESOURCE_ROW = {"resource": 1, "address": 0x404040, "length": 8, "access": "w", "pool": "any", "user": True} | {
+    "kernel": True, "delivery": "hits", "tid": 813, "cpus": None, "claims": [CLAIM_ROW],
+}  # fmt: skip
+CAPABILITIES = {"machine": "fake", "backend": "x86", "architecture": "x86_64", "pools": {"any": 4}} | {
+    "cpus_possible": [0, 1], "cpus_online": [0, 1], "limits": {"claims_max": 64},
+    "registers": {
+        "lengths": {"w": [1, 2, 4, 8], "rw": [1, 2, 4, 8], "x": [8]},
+        "default_lengths": {"w": 4, "rw": 4, "x": 8},
+        "reports": {"w": "after", "rw": "after", "x": "before"},
+        "notes": ["reads alone cannot be watched"],
+    },
+}  # fmt: skip
+
+
+class FakeDaemon:
+    """Listens while it is open as a context manager. ``requests`` are those it got, hello and goodbye included."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.epoch = EPOCH
+        self.requests: list[Message] = []
+        self._claims = 0
+        self._notices = 0
+        self._routing_id = b""
+        self.answers: dict[str, Answer] = {
+            "hello": self._welcome,
+            "claim": self._grant,
+            "release": lambda request: [final(claim=request["claim"])],
+            "counts": lambda request: [final("counts", claim=request["claim"])],
+            "slots": always(message("slots", pools={"any": 4}, cpus=[], resources=[], more=False)),
+            "capabilities": always(message("capabilities", **CAPABILITIES)),
+            "why": lambda request: [message("why", claim=request["claim"], state="armed", lines=["asked", "armed"])],
+            "goodbye": always(message("bye")),
+        }
+
+    def _welcome(self, _request: Message) -> list[Message]:
+        return [message("welcome", version=1, epoch=self.epoch, session=1, machine="fake", backend="x86")]
+
+    def _grant(self, request: Message) -> list[Message]:
+        self._claims += 1
+        piece = {name: request[name] for name in ("address", "length", "access")} | {"pool": "any"}
+        return [message("granted", claim=self._claims, pieces=[piece], ring_bytes=4096)]
+
+    def asked(self, op: str) -> list[Message]:
+        """The requests of that name, oldest first."""
+        return [request for request in self.requests if request["op"] == op]
+
+    def push(self, *messages: Mapping[str, Any]) -> None:
+        """Send messages, unasked, to whoever spoke last."""
+        self._control.send(msgpack.packb(messages))
+
+    def push_bytes(self, *frames: bytes) -> None:
+        """Send frames that may be no message at all."""
+        self._control.send(msgpack.packb({"frames": frames}))
+
+    def __enter__(self) -> FakeDaemon:
+        self._context = zmq.Context()
+        self._control = self._context.socket(zmq.PAIR)
+        self._control.bind("inproc://control")
+        listening = threading.Event()
+        self._thread = threading.Thread(target=self._serve, args=(listening,))
+        self._thread.start()
+        listening.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop listening and drop every connection; the socket file stays, as after a crash."""
+        self._control.send(msgpack.packb("stop"))
+        self._thread.join()
+        self._control.close()
+        self._context.term()
+
+    def _serve(self, listening: threading.Event) -> None:
+        with self._context.socket(zmq.ROUTER) as router, self._context.socket(zmq.PAIR) as control:
+            router.linger = 1000
+            self.path.unlink(missing_ok=True)
+            router.bind(f"ipc://{self.path}")
+            control.connect("inproc://control")
+            listening.set()
+            poller = zmq.Poller()
+            poller.register(router, zmq.POLLIN)
+            poller.register(control, zmq.POLLIN)
+            while True:
+                readable = dict(poller.poll())
+                if router in readable:
+                    self._routing_id, frame = router.recv_multipart()
+                    request = msgpack.unpackb(frame)
+                    self.requests.append(request)
+                    if request["op"] == "hello":
+                        self._notices = 0
+                    for answer in self.answers[request["op"]](request):
+                        self._send(router, answer, request["id"])
+                if control in readable:
+                    order = msgpack.unpackb(control.recv())
+                    if order == "stop":
+                        return
+                    if isinstance(order, dict):
+                        router.send_multipart([self._routing_id, *order["frames"]])
+                        continue
+                    for notice in order:
+                        self._send(router, notice, 0)
+
+    def _send(self, router: zmq.Socket[bytes], answer: Message, request_id: int) -> None:
+        if answer["op"] in NOTICES:
+            self._notices += 1
+            answer = {"n": self._notices} | answer
+        else:
+            answer = {"id": request_id} | answer
+        router.send_multipart([self._routing_id, msgpack.packb(answer)])

@@ -1,0 +1,317 @@
+"""hwbpctl as a shell sees it: what it prints where, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from hwbpctl.__main__ import app
+from tests.clients.fake_daemon import RESOURCE_ROW, FakeDaemon, always, error, final, gone, hits, message, record
+
+ROOT = Path(__file__).parents[2]
+EVENT = "mem:0x404040/8:w"
+HOLDER = {"pid": 812, "comm": "gdb", "uid": 0, "kind": "ptrace", "slots": 3, "place": "tid 812"} | {
+    "claim_ids": [4, 5, 6], "evidence": "books",
+}  # fmt: skip
+FULL = error("ENOSPC", "no slot on tid 812", holders=[HOLDER], claim=9)
+
+
+def run(daemon: FakeDaemon, *words: str, as_json: bool = False) -> Result:
+    before = ["--socket", str(daemon.path)] + (["--json"] if as_json else [])
+    return CliRunner().invoke(app, [*before, *words], catch_exceptions=False)
+
+
+def start(daemon: FakeDaemon, *words: str) -> subprocess.Popen[str]:
+    """Start hwbpctl as a process of its own."""
+    path = os.pathsep.join([str(ROOT / "clients"), str(ROOT)])
+    return subprocess.Popen(
+        [sys.executable, "-m", "hwbpctl", "--socket", str(daemon.path), *words],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    return process.stdout.readline()
+
+
+def grant_then(daemon: FakeDaemon, *messages: dict[str, Any]) -> None:
+    """Let the daemon send these right behind each grant."""
+    grant = daemon.answers["claim"]
+    daemon.answers["claim"] = lambda request: [*grant(request), *messages]
+
+
+# --- verbs that ask --------------------------------------------------------------------------------------------------
+
+
+def test_ls_shows_owners_and_free_slots(daemon: FakeDaemon) -> None:
+    cpu = {"cpu": 0, "online": True, "cpu_wide": {}, "busiest_task": {"any": 1}}
+    answer = message("slots", pools={"any": 4}, cpus=[cpu], resources=[RESOURCE_ROW], more=False)
+    daemon.answers["slots"] = always(answer)
+    text = run(daemon, "ls")
+    assert text.exit_code == 0
+    assert "cpu 0: 3 of 4 slots free (0 cpu-wide, 1 on the busiest task)" in text.stdout
+    assert "gdb[812]" in text.stdout
+    value = json.loads(run(daemon, "ls", as_json=True).stdout)
+    assert value["resources"][0]["claims"][0]["pid"] == 812
+
+
+def test_caps_why_and_release_answer_people_and_programs(daemon: FakeDaemon) -> None:
+    daemon.answers["release"] = always(final(claim=7, hits=12, delivered=11, dropped=1))
+    assert "slots per cpu  4" in run(daemon, "caps").stdout
+    assert run(daemon, "why", "7").stdout == "claim 7: armed\n  asked\n  armed\n"
+    assert run(daemon, "release", "7").stdout == "claim 7 released: 12 hits: 11 delivered, 0 lost, 1 dropped\n"
+    assert json.loads(run(daemon, "caps", as_json=True).stdout)["pools"] == {"any": 4}
+    assert json.loads(run(daemon, "why", "7", as_json=True).stdout)["lines"] == ["asked", "armed"]
+    assert json.loads(run(daemon, "release", "7", as_json=True).stdout)["dropped"] == 1
+
+
+# --- refusals and wrong usage ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["watch", "stat", "hold"])
+def test_a_refusal_is_one_line_and_one_more_per_holder(daemon: FakeDaemon, verb: str) -> None:
+    daemon.answers["claim"] = always(FULL)
+    result = run(daemon, verb, "-e", EVENT, "-t", "812")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        "hwbpctl: ENOSPC: no slot on tid 812",
+        "  held by gdb[812] as ptrace: 3 on tid 812 (claims 4,5,6)",
+        "  the whole story: hwbpctl why 9",
+    ]
+
+
+def test_a_refusal_for_programs_is_json_on_stderr(daemon: FakeDaemon) -> None:
+    daemon.answers["claim"] = always(FULL)
+    result = run(daemon, "hold", "-e", EVENT, "-a", as_json=True)
+    assert result.exit_code == 1
+    refusal = json.loads(result.stderr)
+    assert (refusal["errno"], refusal["class"], refusal["claim"]) == ("ENOSPC", "NoFreeSlot", 9)
+    assert refusal["holders"] == [HOLDER]
+
+
+def test_of_several_events_all_are_claimed_or_none(daemon: FakeDaemon) -> None:
+    # Given a daemon with one free slot, when two events are asked for,
+    grant = daemon.answers["claim"]
+    daemon.answers["claim"] = lambda request: grant(request) if len(daemon.asked("claim")) == 1 else [FULL]
+    result = run(daemon, "hold", "-e", EVENT, "-e", "mem:0x404048/8:w", "-a")
+
+    # then the first is given back, with the session it was claimed in.
+    assert result.exit_code == 1
+    assert daemon.requests[-1]["op"] == "goodbye"
+
+
+def test_without_a_daemon_the_status_is_3_and_the_remedy_is_named(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["--socket", str(tmp_path / "absent"), "ls"])
+    assert result.exit_code == 3
+    assert "Start the daemon with: hwbpd" in result.stderr
+    result = CliRunner().invoke(app, ["--json", "--socket", str(tmp_path / "absent"), "watch", "-e", EVENT, "-a"])
+    assert result.exit_code == 3
+    assert json.loads(result.stderr)["class"] == "NotReachable"
+
+
+def test_a_bad_event_is_pointed_at(daemon: FakeDaemon) -> None:
+    result = run(daemon, "watch", "-e", "mem:0x404040/8:q", "-a")
+    assert result.exit_code == 2
+    assert "  mem:0x404040/8:q\n                 ^\n" in result.stderr
+    assert "mem:ADDRESS[/LENGTH][:ACCESS][:MODIFIERS]" in result.stderr
+    assert daemon.requests == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["watch", "-e", EVENT],
+        ["watch", "-a"],
+        ["watch", "-e", EVENT, "-a", "-t", "1"],
+        ["watch", "-e", EVENT, "-a", "-C", "0"],
+        ["watch", "-e", EVENT, "-C", "0-"],
+        ["watch", "-e", EVENT, "-a", "-c", "0"],
+        ["stat", "-e", EVENT, "-t", "-1"],
+        ["release"],
+        ["why", "gdb"],
+        ["nosuch"],
+    ],
+)
+def test_wrong_usage_is_status_2_and_asks_nobody(daemon: FakeDaemon, words: Sequence[str]) -> None:
+    assert run(daemon, *words).exit_code == 2
+    assert daemon.requests == []
+
+
+def test_help_names_every_verb() -> None:
+    text = CliRunner().invoke(app, ["--help"]).stdout
+    assert all(verb in text for verb in ("ls", "watch", "stat", "hold", "caps", "release", "why"))
+
+
+# --- verbs that claim ------------------------------------------------------------------------------------------------
+
+
+def test_watch_prints_hits_until_the_target_exits_and_then_the_totals(daemon: FakeDaemon) -> None:
+    end = gone(1, hits=4, delivered=2, lost=1, dropped=1)
+    grant_then(daemon, hits(1, record(time_ns=1_500_000_000), record(0x401140)), end)
+    result = run(daemon, "watch", "-e", EVENT, "-t", "813")
+    first, second, summary = result.stdout.splitlines()
+    assert result.exit_code == 0
+    assert first.startswith("      1.500000 ")
+    assert "[812/813]" in first
+    assert "cpu 1   0x401136" in first
+    assert "0x401140" in second
+    assert summary == f"{EVENT}: 4 hits: 2 delivered, 1 lost, 1 dropped"
+    (request,) = daemon.asked("claim")
+    assert (request["tid"], request["delivery"], request["user_chain"]) == (813, "hits", False)
+
+
+def test_watch_for_programs_is_a_line_of_json_for_each_hit_and_each_end(daemon: FakeDaemon) -> None:
+    grant_then(daemon, hits(1, record(chain=[2**64 - 512, 0x401136, 0x401000])), gone(1, hits=1, delivered=1))
+    result = run(daemon, "watch", "-e", f"{EVENT}:u", "-t", "813", "--callchain", as_json=True)
+    hit, end = map(json.loads, result.stdout.splitlines())
+    assert (hit["type"], hit["ip"], hit["user_chain"]) == ("hit", "0x401136", ["0x401136", "0x401000"])
+    assert (end["type"], end["delivered"], end["lost"], end["shown"]) == ("end", 1, 0, 1)
+    (request,) = daemon.asked("claim")
+    assert (request["user_chain"], request["kernel_chain"]) == (True, False)
+
+
+def test_watch_prints_call_chains_below_their_hit(daemon: FakeDaemon) -> None:
+    grant_then(daemon, hits(1, record(chain=[2**64 - 512, 0x401136, 0x401000])), gone(1, hits=1, delivered=1))
+    lines = run(daemon, "watch", "-e", EVENT, "-t", "813", "--callchain").stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["0x401136", "0x401000"]
+
+
+def test_watch_stops_after_so_many_hits(daemon: FakeDaemon) -> None:
+    grant_then(daemon, hits(1, record(1), record(2), record(3)))
+    daemon.answers["release"] = always(final(hits=3, delivered=3))
+    result = run(daemon, "watch", "-e", EVENT, "-t", "813", "-c", "2")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[2:] == [f"{EVENT}: 3 hits: 3 delivered, 0 lost, 0 dropped", "2 shown"]
+
+
+def test_stat_counts_until_its_time_is_over(daemon: FakeDaemon) -> None:
+    daemon.answers["release"] = lambda request: [final(claim=request["claim"], hits=1000 * request["claim"])]
+    result = run(daemon, "stat", "-e", EVENT, "-e", "mem:0x404048:rw", "-C", "0,1", "--timeout", "0.01")
+    assert result.exit_code == 0
+    assert " Counts for cpu 0-1:" in result.stdout
+    assert "             1,000      mem:0x404040/8:w" in result.stdout
+    assert "             2,000      mem:0x404048/4:rw" in result.stdout
+    requests = daemon.asked("claim")
+    assert [(request["cpus"], request["delivery"]) for request in requests] == [([0, 1], "count")] * 2
+    value = json.loads(run(daemon, "stat", "-e", EVENT, "-a", "--timeout", "0.01", as_json=True).stdout)
+    assert value["events"][0]["hits"] == 3000
+
+
+def test_hold_ends_with_its_target(daemon: FakeDaemon) -> None:
+    grant_then(daemon, gone(1))
+    result = run(daemon, "hold", "-e", EVENT, "-t", "813", "-C", "1")
+    assert result.exit_code == 0
+    assert result.stdout == f"held on tid 813 on cpu 1: claim 1 ({EVENT}); Ctrl-C gives back\n"
+    assert daemon.asked("claim")[0]["delivery"] == "hold"
+
+
+def test_a_claim_that_an_operator_released_is_status_1(daemon: FakeDaemon) -> None:
+    grant_then(daemon, gone(1, "forced"))
+    result = run(daemon, "hold", "-e", EVENT, "-a")
+    assert result.exit_code == 1
+    assert result.stderr == "hwbpctl: claim 1 is over: root released it\n"
+    daemon.answers["claim"] = always(message("granted", claim=5, pieces=[], ring_bytes=0), gone(5, "forced"))
+    as_json = run(daemon, "hold", "-e", EVENT, "-a", as_json=True)
+    assert json.loads(as_json.stderr) == {"claim": 5, "reason": "forced", "sentence": "root released it"}
+
+
+def test_a_daemon_that_ends_meanwhile_is_status_3(daemon: FakeDaemon) -> None:
+    grant_then(daemon, hits(1, record()), message("closing", sentence="hwbpd ends"))
+    result = run(daemon, "watch", "-e", EVENT, "-a")
+    assert result.exit_code == 3
+    assert "the session was lost before its counts were told" in result.stdout
+    assert result.stderr == "hwbpctl: claim 1 is over: hwbpd ends\n"
+
+
+# --- as a process of its own -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_hold_cleanly_and_gives_the_slots_back(daemon: FakeDaemon, number: int) -> None:
+    with start(daemon, "hold", "-e", EVENT, "-a") as process:
+        assert line_of(process).startswith("held on all cpus")
+        process.send_signal(number)
+        assert process.wait(30) == 0
+        assert process.stderr
+        assert process.stderr.read() == ""
+    assert [request["op"] for request in daemon.requests[-2:]] == ["release", "goodbye"]
+
+
+def test_ctrl_c_ends_watch_with_its_totals(daemon: FakeDaemon) -> None:
+    grant_then(daemon, hits(1, record()))
+    daemon.answers["release"] = always(final(hits=1, delivered=1))
+    with start(daemon, "watch", "-e", EVENT, "-a") as process:
+        assert "0x401136" in line_of(process)
+        process.send_signal(signal.SIGINT)
+        assert line_of(process) == f"{EVENT}: 1 hit: 1 delivered, 0 lost, 0 dropped\n"
+        assert process.wait(30) == 0
+
+
+def test_hold_runs_a_command_once_the_slots_are_held_and_returns_its_status(daemon: FakeDaemon, tmp_path: Path) -> None:
+    # Given a daemon that looks, when it grants, whether the command has run,
+    trace = tmp_path / "ran"
+    early = []
+    grant = daemon.answers["claim"]
+
+    def looking(request: dict[str, Any]) -> list[dict[str, Any]]:
+        early.append(trace.exists())
+        return grant(request)
+
+    daemon.answers["claim"] = looking
+
+    # when a command runs while two slots are held, then it ran after both were granted, and its status is ours.
+    with start(daemon, "hold", "-e", EVENT, "-e", EVENT, "-a", "--", "sh", "-c", f"touch {trace}; exit 9") as process:
+        assert process.wait(30) == 9
+    assert early == [False, False]
+    assert trace.exists()
+    assert len(daemon.asked("release")) == 2
+
+
+def test_hits_that_come_with_the_release_are_shown_when_the_command_has_ended(daemon: FakeDaemon) -> None:
+    daemon.answers["release"] = always(hits(1, record(0x77)), final(hits=1, delivered=1))
+    with start(daemon, "watch", "-e", EVENT, "-a", "true") as process:
+        assert "cpu 1   0x77" in line_of(process)
+        assert line_of(process) == f"{EVENT}: 1 hit: 1 delivered, 0 lost, 0 dropped\n"
+        assert process.wait(30) == 0
+
+
+def test_a_command_without_another_target_is_the_target(daemon: FakeDaemon, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    with start(daemon, "stat", "-e", EVENT, "--", "sh", "-c", f"echo $$ > {pid_file}; kill -9 $$") as process:
+        assert process.wait(30) == 128 + 9
+    assert daemon.asked("claim")[0]["tid"] == int(pid_file.read_text())
+
+
+def test_a_command_does_not_run_when_its_slots_are_refused(daemon: FakeDaemon, tmp_path: Path) -> None:
+    daemon.answers["claim"] = always(FULL)
+    with start(daemon, "hold", "-e", EVENT, "-a", "touch", str(tmp_path / "ran")) as process:
+        assert process.wait(30) == 1
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_command_that_does_not_exist_is_reported_as_shells_do(daemon: FakeDaemon) -> None:
+    with start(daemon, "hold", "-e", EVENT, "-a", "--", "no-such-command") as process:
+        assert process.wait(30) == 127
+        assert process.stderr
+        assert process.stderr.read() == "hwbpctl: no-such-command: no such command\n"
+
+
+def test_the_transport_is_not_loaded_for_help() -> None:
+    code = "import sys, hwbpctl.__main__; print('zmq' in sys.modules, 'rich' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "clients")}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout == "False False\n"

@@ -1,0 +1,219 @@
+"""What the owner of a claim sees: its hits, its totals, and its end."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+import hwbp
+from hwbp.inbox import Inbox
+from tests.clients.fake_daemon import FakeDaemon, always, error, final, gone, hits, message, record
+
+WHY = {"claim": 1, "state": "armed", "lines": []}
+EVENT = "mem:0x404040/8:w"
+
+
+# --- claiming --------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_says_all_that_was_asked(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    client.claim("mem:0x404040/8:w:u", tid=4242, cpus=[0, 2], kind="ptrace", label="counter", user_chain=True)
+    (request,) = daemon.asked("claim")
+    del request["id"], request["epoch"], request["deadline_ns"]
+    assert request == {"op": "claim", "address": 0x404040, "length": 8, "access": "w", "user": True} | {
+        "kernel": False, "tid": 4242, "cpus": [0, 2], "kind": "ptrace", "label": "counter", "delivery": "hits",
+        "user_chain": True, "kernel_chain": False, "ring_bytes": 0,
+    }  # fmt: skip
+
+
+def test_all_cpus_are_asked_for_by_leaving_cpus_out(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    watch = client.claim(address=0x404040, length=4, access="x", kernel=False)
+    (request,) = daemon.asked("claim")
+    assert "cpus" not in request
+    assert request["tid"] == 0
+    assert watch.pieces == (hwbp.Piece(0x404040, 4, "x", "any"),)
+    assert watch.ring_bytes == 4096
+
+
+def test_a_length_that_was_not_given_is_the_machines(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    assert client.claim("mem:0x404040:x").event == hwbp.Event(0x404040, 8, "x")
+    assert client.claim("mem:0x404040").event == hwbp.Event(0x404040, 4, "rw")
+    assert [request["length"] for request in daemon.asked("claim")] == [8, 4]
+    assert len(daemon.asked("capabilities")) == 1
+
+
+def test_a_length_the_machine_has_no_default_for_must_be_given(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    with pytest.raises(hwbp.BadClaim, match="'r'"):
+        client.claim("mem:0x404040:r")
+    assert daemon.asked("claim") == []
+
+
+def test_a_claim_takes_an_event_or_an_address(client: hwbp.Client) -> None:
+    with pytest.raises(TypeError):
+        client.claim()
+    with pytest.raises(TypeError):
+        client.claim(EVENT, address=1)
+
+
+# --- hits ------------------------------------------------------------------------------------------------------------
+
+
+def test_hits_come_across_messages_until_the_target_exits(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    # Given a claim whose hits come in several messages, one of them only with new totals,
+    watch = client.claim(EVENT, tid=1)
+    daemon.push(
+        hits(1, record(1), record(2)),
+        hits(1, lost=3),
+        hits(1, record(3), lost=3, dropped=2),
+        gone(1, hits=9, delivered=3, lost=4, dropped=2),
+    )
+
+    # when they are read without a limit of time,
+    read = [hit.ip for hit in watch.hits(timeout=None)]
+
+    # then all are there, the end is known, and so are the final counts, without asking for them.
+    assert read == [1, 2, 3]
+    assert watch.ended == hwbp.Ended("exit", "tid 813 exited")
+    assert (watch.lost, watch.dropped, watch.discarded) == (4, 2, 0)
+    assert watch.release() == watch.counts() == hwbp.Counts(9, 3, 4, 2)
+    assert not daemon.asked("release")
+    assert not daemon.asked("counts")
+
+
+def test_hits_end_when_the_time_passes_and_may_be_read_on(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    watch = client.claim(EVENT, tid=1)
+    assert list(watch.hits(timeout=0.01)) == []
+    assert watch.ended is None
+    daemon.push(hits(1, record(7)))
+    assert next(watch.hits(timeout=30)).ip == 7
+
+
+def test_a_claim_may_be_released_while_its_hits_are_read(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    # Given a daemon that sends the last hits before the reply to a release,
+    daemon.answers["release"] = always(hits(1, record(3)), final(hits=3, delivered=3))
+    watch = client.claim(EVENT, tid=1)
+    daemon.push(hits(1, record(1), record(2)))
+
+    # when the reader releases at the first hit, then it still gets all of them, and the end.
+    read = []
+    for hit in watch.hits(timeout=None):
+        read.append(hit.ip)
+        watch.release()
+    assert read == [1, 2, 3]
+    assert watch.ended
+    assert watch.ended.reason == "released"
+
+
+def test_a_target_that_exits_just_before_the_release_is_no_error(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    # Given an exit that crosses the request,
+    daemon.answers["release"] = always(gone(1, hits=2, delivered=2), error("ENOENT", "no claim 1"))
+    daemon.answers["counts"] = always(gone(2, hits=4, delivered=4), error("ENOENT", "no claim 2"))
+    one, two = client.claim(EVENT, tid=1), client.claim(EVENT, tid=2)
+
+    # then the final counts are those of the notice.
+    assert one.release() == hwbp.Counts(2, 2, 0, 0)
+    assert two.counts() == hwbp.Counts(4, 4, 0, 0)
+
+
+def test_hits_of_several_claims_are_read_together_and_in_turns(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    # Given two claims, the first of which floods,
+    one, two = client.claim(EVENT, tid=1), client.claim(EVENT, tid=2)
+    flood = [hits(1, record(1)) for _ in range(3)]
+    daemon.answers["why"] = always(*flood, hits(2, record(2)), gone(1), gone(2), message("why", **WHY))
+    client.why(1)
+
+    # when all are read, then the second does not wait until the first has no more.
+    read = [(watch, hit.ip) for watch, hit in client.hits(timeout=None)]
+    assert read == [(one, 1), (two, 2), (one, 1), (one, 1)]
+
+
+def test_reading_together_ends_when_the_time_passes_or_nothing_is_claimed(
+    daemon: FakeDaemon, client: hwbp.Client
+) -> None:
+    assert list(client.hits(timeout=None)) == []
+    with client.claim(EVENT, tid=1) as watch:
+        assert list(client.hits(timeout=0.01)) == []
+        daemon.push(hits(1, record(5)))
+        assert [(of, hit.ip) for of, hit in itertools.islice(client.hits(timeout=30), 1)] == [(watch, 5)]
+    assert list(client.hits(timeout=None)) == []
+
+
+def test_reading_together_ends_with_the_connection_and_loses_no_hit_before_it(
+    daemon: FakeDaemon, client: hwbp.Client
+) -> None:
+    watch = client.claim(EVENT, tid=1)
+    daemon.push(hits(1, record(5)))
+    client.wait()
+    daemon.__exit__()
+    try:
+        assert [(of, hit.ip) for of, hit in client.hits(timeout=None)] == [(watch, 5)]
+        assert watch.ended
+        assert watch.ended.reason == "connection"
+        assert client.wait() is False
+    finally:
+        daemon.__enter__()
+
+
+def test_a_wait_ends_when_a_descriptor_becomes_readable(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    # Given a pipe with a byte in it, when something is waited for without a limit,
+    client.claim(EVENT, tid=1)
+    readable, writable = os.pipe()
+    os.write(writable, b"x")
+
+    # then the wait ends and says that nothing came; what does come is told first.
+    assert client.wait(until=readable) is False
+    daemon.push(hits(1, record(5)))
+    assert client.wait(timeout=30) is True
+    assert client.wait(until=readable) is True
+    os.close(readable)
+    os.close(writable)
+
+
+def test_a_watch_releases_itself_and_an_operator_may_release_by_number(
+    daemon: FakeDaemon, client: hwbp.Client
+) -> None:
+    with client.claim(EVENT, tid=1) as watch:
+        pass
+    assert watch.ended
+    assert watch.ended.reason == "released"
+    assert client.release(99) == hwbp.Counts(0, 0, 0, 0)
+    own = client.claim(EVENT, tid=1)
+    client.release(own.claim_id)
+    assert own.ended
+    assert [request["claim"] for request in daemon.asked("release")] == [1, 99, 2]
+
+
+def test_an_error_inside_a_with_is_not_hidden_by_a_session_that_is_lost(
+    daemon: FakeDaemon, client: hwbp.Client
+) -> None:
+    daemon.answers["release"] = always(error("ESTALE", "another daemon"))
+    with pytest.raises(ZeroDivisionError), client.claim(EVENT, tid=1):
+        raise ZeroDivisionError
+
+
+# --- what nobody reads -----------------------------------------------------------------------------------------------
+
+
+def test_unread_hits_are_bounded_and_what_is_discarded_is_counted() -> None:
+    # Given an inbox with room for two messages of one record,
+    inbox = Inbox(kept_bytes_max=96)
+    for ip in range(4):
+        inbox.keep(record(ip), 1, lost=ip, dropped=0)
+
+    # then the oldest two are kept, the others counted, and totals are the newest.
+    assert [inbox.take(), inbox.take()] == [(record(0), 1), (record(1), 1)]
+    assert (inbox.unread, inbox.discarded, inbox.lost) == (False, 2, 3)
+
+    # And after reading there is room again; a single message always fits.
+    inbox.keep(record(9) * 3, 3, lost=3, dropped=0)
+    assert inbox.take() == (record(9) * 3, 3)
+
+
+def test_the_first_reason_for_an_end_stays() -> None:
+    inbox = Inbox()
+    inbox.end(hwbp.Ended("exit", "it exited"), hwbp.Counts(1, 1, 0, 0))
+    inbox.end(hwbp.Ended("connection", "lost"))
+    assert inbox.ended == hwbp.Ended("exit", "it exited")
+    assert inbox.final == hwbp.Counts(1, 1, 0, 0)
