@@ -117,14 +117,21 @@ def _suspects() -> list[str]:
             continue
         try:
             comm = (process / "comm").read_text().strip()
-            links = [os.readlink(link) for link in (process / "fd").iterdir()]
+            events = sum(_is_event(fd) for fd in (process / "fd").iterdir())
             tracers = {_tracer(task) for task in (process / "task").iterdir()} - {0}
         except OSError:
             continue  # it has exited meanwhile
-        if events := sum("perf_event" in link for link in links):
+        if events:
             suspects.append(f"{comm}[{process.name}] has {events} perf descriptors")
         suspects.extend(f"{comm}[{process.name}] is traced by {tracer}" for tracer in sorted(tracers))
     return suspects
+
+
+def _is_event(fd: Path) -> bool:
+    try:
+        return "perf_event" in os.readlink(fd)
+    except FileNotFoundError:
+        return False  # closed meanwhile, as the one that lists the directory of this very process
 
 
 def _tracer(task: Path) -> int:

@@ -57,6 +57,7 @@ from hwbp.values import (
 from hwbp.watch import Watch, deadline_after
 
 __all__ = [
+    "KINDS",
     "BadClaim",
     "BadMessage",
     "BadSyntax",
@@ -95,6 +96,8 @@ __all__ = [
     "socket_path",
 ]
 
+
+KINDS = ("ptrace", "perf", "kgdb", "kvm", "background")  # what a claim may say it is for
 
 def connect(socket: str | os.PathLike[str] | None = None, name: str = "", timeout: float = 5.0) -> Client:
     """

@@ -22,15 +22,14 @@ class Holder:
     uid: int
     kind: str  # as claimed; "" for holders outside hwbpd
     slots: int  # how many it has where there was no room
-    place: str  # "tid 812", "cpu-wide on cpu 3"
+    place: str  # "on tid 812", "cpu-wide on cpu 3"
     claim_ids: tuple[int, ...] = ()
     evidence: str = "books"  # "books": a claim of this daemon; otherwise how it was found out
 
     def __str__(self) -> str:
         who = f"{self.comm}[{self.pid}]" if self.pid else self.comm
         kind = f" as {self.kind}" if self.kind else ""
-        on = "on " if self.place.startswith("tid ") else ""
-        text = f"{who}{kind}: {self.slots} {on}{self.place}"
+        text = f"{who}{kind}: {self.slots} {self.place}"
         if self.claim_ids:
             plural = "s" if len(self.claim_ids) > 1 else ""
             text += f" (claim{plural} {','.join(map(str, self.claim_ids))})"

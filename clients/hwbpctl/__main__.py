@@ -45,6 +45,10 @@ _Argv = Annotated[
     list[str] | None,
     typer.Argument(metavar="-- COMMAND", help="run this meanwhile; without -t, -C or -a it is what is watched"),
 ]
+_Kind = Annotated[
+    str, typer.Option("--kind", metavar="KIND", help="claim as ptrace, perf, kgdb, kvm or background do")
+]
+_Label = Annotated[str, typer.Option("--label", metavar="TEXT", help="what ls shows beside the claim")]
 _ClaimId = Annotated[int, typer.Argument(metavar="CLAIM", min=1, help="a claim's number, as ls shows it")]
 
 
@@ -118,12 +122,14 @@ def watch(
     tid: _Tid = 0,
     cpus: _Cpus = "",
     every_cpu: _All = False,
+    kind: _Kind = "perf",
+    label: _Label = "",
     count: Annotated[int | None, typer.Option("-c", "--count", min=1, help="stop after so many hits")] = None,
     callchain: Annotated[bool, typer.Option("--callchain", help="with the call chain of each hit")] = False,
     argv: _Argv = None,
 ) -> None:
     """Print each hit, until Ctrl-C or the end of the target."""
-    job = _job(context, event, tid, cpus, every_cpu, argv)
+    job = _job(context, event, tid, cpus, every_cpu, argv, kind=kind, label=label)
     with _refusals(context):
         from hwbpctl import watching
 
@@ -137,11 +143,13 @@ def stat(
     tid: _Tid = 0,
     cpus: _Cpus = "",
     every_cpu: _All = False,
+    kind: _Kind = "perf",
+    label: _Label = "",
     timeout: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="stop then")] = None,
     argv: _Argv = None,
 ) -> None:
     """Count hits, until Ctrl-C or the end of the target."""
-    job = _job(context, event, tid, cpus, every_cpu, argv)
+    job = _job(context, event, tid, cpus, every_cpu, argv, kind=kind, label=label)
     with _refusals(context):
         from hwbpctl import watching
 
@@ -155,10 +163,12 @@ def hold(
     tid: _Tid = 0,
     cpus: _Cpus = "",
     every_cpu: _All = False,
+    kind: _Kind = "perf",
+    label: _Label = "",
     argv: _Argv = None,
 ) -> None:
     """Keep slots without using them, until Ctrl-C or while a command runs."""
-    job = _job(context, event, tid, cpus, every_cpu, argv)
+    job = _job(context, event, tid, cpus, every_cpu, argv, kind=kind, label=label)
     with _refusals(context):
         from hwbpctl import watching
 
@@ -166,14 +176,25 @@ def hold(
 
 
 def _job(
-    context: typer.Context, events: list[str], tid: int, cpus: str, every_cpu: bool, argv: list[str] | None
+    context: typer.Context,
+    events: list[str],
+    tid: int,
+    cpus: str,
+    every_cpu: bool,
+    argv: list[str] | None,
+    *,
+    kind: str,
+    label: str,
 ) -> Job:
     """Check what can be wrong with the command line alone."""
+    import hwbp
     from hwbp import syntax
     from hwbpctl.watching import Job
 
     if every_cpu and (tid or cpus):
         raise typer.BadParameter("-a is every CPU; it does not go with -t or -C")
+    if kind not in hwbp.KINDS:
+        raise typer.BadParameter(f"--kind is one of {', '.join(hwbp.KINDS)}, not {kind!r}")
     if not (every_cpu or tid or cpus or argv):
         raise typer.BadParameter("say what to watch: -t TID, -C CPUS, -a for all CPUs, or -- COMMAND")
     try:
@@ -181,7 +202,7 @@ def _job(
         cpu_numbers = syntax.parse_cpus(cpus) if cpus else None
     except syntax.BadSyntax as error:
         raise typer.BadParameter(str(error)) from error
-    return Job(context.obj.socket, context.obj.json, parsed, tid, cpu_numbers, every_cpu, argv or [])
+    return Job(context.obj.socket, context.obj.json, parsed, tid, cpu_numbers, every_cpu, argv or [], kind, label)
 
 
 # --- answers and refusals --------------------------------------------------------------------------------------------

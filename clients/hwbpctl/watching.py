@@ -37,6 +37,8 @@ class Job:
     cpus: tuple[int, ...] | None
     every_cpu: bool
     argv: Sequence[str]
+    kind: str = "perf"
+    label: str = ""
 
     @property
     def of_what(self) -> str:
@@ -84,7 +86,11 @@ def _held(job: Job, delivery: str, timeout_s: float | None = None, **options: An
             watches = []
             for event in job.events:
                 chains = {f"{mode}_chain": getattr(event, mode) for mode in ("user", "kernel") if options.get("chain")}
-                watches.append(client.claim(event, tid=tid, cpus=job.cpus, delivery=delivery, **chains))
+                watches.append(
+                    client.claim(
+                        event, tid=tid, cpus=job.cpus, kind=job.kind, label=job.label, delivery=delivery, **chains
+                    )
+                )
             if command:
                 command.start()
             held = _Held(client, watches, stop)

@@ -21,7 +21,7 @@ class Holder(Struct, frozen=True):
     uid: int
     kind: str  # as claimed; "" for holders outside hwbpd
     slots: int  # on the place where there was no room
-    place: str  # "tid 812", "cpu-wide on cpu 3"
+    place: str  # "on tid 812", "cpu-wide on cpu 3"
     claim_ids: tuple[int, ...] = ()
     evidence: str = "books"  # how we know: books, or what was found outside them
 

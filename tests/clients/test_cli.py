@@ -19,7 +19,7 @@ from tests.clients.fake_daemon import RESOURCE_ROW, FakeDaemon, always, error, f
 
 ROOT = Path(__file__).parents[2]
 EVENT = "mem:0x404040/8:w"
-HOLDER = {"pid": 812, "comm": "gdb", "uid": 0, "kind": "ptrace", "slots": 3, "place": "tid 812"} | {
+HOLDER = {"pid": 812, "comm": "gdb", "uid": 0, "kind": "ptrace", "slots": 3, "place": "on tid 812"} | {
     "claim_ids": [4, 5, 6], "evidence": "books",
 }  # fmt: skip
 FULL = error("ENOSPC", "no slot on tid 812", holders=[HOLDER], claim=9)

@@ -15,7 +15,7 @@ from tests.clients.fake_daemon import FakeDaemon, always, error
 PROTOCOL = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 TABLE = re.findall(r"^\| (E[A-Z]+) \| (\w+) \|", PROTOCOL, re.MULTILINE)
 
-HOLDER = {"pid": 812, "comm": "gdb", "uid": 1000, "kind": "ptrace", "slots": 3, "place": "tid 812"} | {
+HOLDER = {"pid": 812, "comm": "gdb", "uid": 1000, "kind": "ptrace", "slots": 3, "place": "on tid 812"} | {
     "claim_ids": [4, 5, 6], "evidence": "books",
 }  # fmt: skip
 
@@ -37,7 +37,7 @@ def test_a_refusal_is_raised_as_the_class_that_the_protocol_names(
     assert (refusal.errno_name, refusal.errno) == (name, getattr(errno, name))
     assert str(refusal) == "it cannot be"
     assert refusal.claim_id == 12
-    assert refusal.holders == (hwbp.Holder(812, "gdb", 1000, "ptrace", 3, "tid 812", (4, 5, 6), "books"),)
+    assert refusal.holders == (hwbp.Holder(812, "gdb", 1000, "ptrace", 3, "on tid 812", (4, 5, 6), "books"),)
 
 
 def test_the_protocol_has_the_table_these_tests_read() -> None:

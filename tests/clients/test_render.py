@@ -134,7 +134,7 @@ def test_a_story_is_one_sentence_a_line() -> None:
 
 
 def test_a_refusal_names_each_holder_and_where_the_story_is() -> None:
-    holder = {"pid": 812, "comm": "gdb", "uid": 0, "kind": "ptrace", "slots": 3, "place": "tid 812"}
+    holder = {"pid": 812, "comm": "gdb", "uid": 0, "kind": "ptrace", "slots": 3, "place": "on tid 812"}
     refusal = refusal_of(
         {"errno": "ENOSPC", "sentence": "no slot on tid 812", "claim": 9, "holders": [holder | {"claim_ids": [4, 5]}]}
     )

@@ -142,7 +142,13 @@ class Simulation:
         if client is None:
             return
         del self.seen[client]
-        self.rng.choice([client.die, client.cut, lambda: client.ask("goodbye")])()
+        match self.rng.randrange(3):
+            case 0:
+                client.die()
+            case 1:
+                client.cut()
+            case _:
+                client.ask("goodbye")
 
     def claim(self) -> None:
         client = self.somebody()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from hwbpd_linux.rings import PLAIN_BYTES, Ring, split
 SAMPLE, LOST, THROTTLE = 9, 2, 5
 RING_BYTES = 1024
 CHAIN_MAX = 12
+CHAIN_SAMPLE_BYTES_MAX = PLAIN_BYTES + 8 + 8 * CHAIN_MAX
 
 
 def record(record_type: int, size: int, misc: int, filling: int) -> bytes:
@@ -68,7 +70,15 @@ budgets = st.integers(0, 2 * RING_BYTES)
 starts = st.builds(lambda at, far: 8 * at + far, st.integers(0, RING_BYTES // 8), st.sampled_from([0, 2**32, 2**63]))
 
 
-def check_that_nothing_is_missed(start: int, steps: list[bytes | int], sample_bytes_max: int) -> None:
+def rounds_of(samples: st.SearchStrategy[bytes]) -> st.SearchStrategy[list[tuple[list[bytes], int]]]:
+    """Bursts, with a visit of some budget after each: short ones that fit, and long ones that lose or just fill up."""
+    mixed = st.lists(st.one_of(samples, samples, samples, others), max_size=8)
+    repeated = st.builds(lambda one, times: [one] * times, samples, st.integers(15, 30))
+    burst = st.builds(operator.add, repeated, mixed) | mixed
+    return st.lists(st.tuples(burst, budgets), min_size=1, max_size=6)
+
+
+def check_that_nothing_is_missed(start: int, rounds: list[tuple[list[bytes], int]], sample_bytes_max: int) -> None:
     kernel = FakeKernel(start)
     ring = Ring(kernel.memory, sample_bytes_max)
     taken: list[bytes] = []
@@ -85,11 +95,10 @@ def check_that_nothing_is_missed(start: int, steps: list[bytes | int], sample_by
         lost_before = kernel.lost
         return chunk.more
 
-    for step in steps:
-        if isinstance(step, int):
-            take(step)
-        else:
-            kernel.write(step, is_sample=step[0] == SAMPLE)
+    for burst, budget_bytes in rounds:
+        for one in burst:
+            kernel.write(one, is_sample=one[0] == SAMPLE)
+        take(budget_bytes)
     while take(0):
         pass
 
@@ -97,14 +106,16 @@ def check_that_nothing_is_missed(start: int, steps: list[bytes | int], sample_by
     assert hits == len(kernel.samples)
 
 
-@given(starts, st.lists(st.one_of(plain_samples, plain_samples, plain_samples, others, budgets), max_size=120))
-def test_plain_samples_come_out_whole_and_in_order(start: int, steps: list[bytes | int]) -> None:
-    check_that_nothing_is_missed(start, steps, PLAIN_BYTES)
+@given(starts, rounds_of(plain_samples))
+def test_plain_samples_come_out_whole_and_in_order(start: int, rounds: list[tuple[list[bytes], int]]) -> None:
+    check_that_nothing_is_missed(start, rounds, PLAIN_BYTES)
 
 
-@given(starts, st.lists(st.one_of(plain_samples, chain_samples, chain_samples, others, budgets), max_size=120))
-def test_samples_with_call_chains_come_out_whole_and_in_order(start: int, steps: list[bytes | int]) -> None:
-    check_that_nothing_is_missed(start, steps, PLAIN_BYTES + 8 + 8 * CHAIN_MAX)
+@given(starts, rounds_of(st.one_of(plain_samples, chain_samples)))
+def test_samples_with_call_chains_come_out_whole_and_in_order(
+    start: int, rounds: list[tuple[list[bytes], int]]
+) -> None:
+    check_that_nothing_is_missed(start, rounds, CHAIN_SAMPLE_BYTES_MAX)
 
 
 @given(st.lists(st.one_of(plain_samples, chain_samples, others), max_size=12), st.integers(0, 200))
