@@ -158,6 +158,17 @@ def test_a_ring_with_room_to_spare_does_not_ask_about_losses() -> None:
     assert not ring.take(RING_BYTES).loss_possible
 
 
+def test_a_record_of_losses_is_asked_about_even_when_there_is_room_again() -> None:
+    kernel = FakeKernel(0)
+    ring = Ring(kernel.memory, PLAIN_BYTES)
+    kernel.write(record(LOST, 24, 0, 0), is_sample=False)
+    kernel.write(record(SAMPLE, PLAIN_BYTES, 2, 0), is_sample=True)
+
+    chunk = ring.take(RING_BYTES)
+
+    assert (chunk.hits, chunk.loss_possible) == (1, True)
+
+
 def test_a_closed_ring_lets_its_memory_go() -> None:
     memory = bytearray(PAGE_BYTES + RING_BYTES)
     with memoryview(memory) as view:
