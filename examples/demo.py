@@ -21,9 +21,9 @@ from pathlib import Path
 
 import hwbp
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from target import Target  # the program beside this file
+from examples.target import Target  # the program beside this file
 
 READY_S = 10.0
 

@@ -3,7 +3,7 @@ The Linux host as a machine: resources become perf events, all their legs or non
 
 Order is what is decided here:
 
-- to arm: every leg is opened disabled and gets its ring, then the thread is looked at once more, then all are enabled.
+- to arm: every leg is opened disabled and gets its ring, then a thread is looked at once more, then all are enabled.
   Nobody reports before every slot is held, and no hit falls between a slot and its ring;
 - to disarm: every leg is stopped, its ring is emptied, its counts are read, and only then it is closed. So the hits
   handed over and the hits lost add up to the hits the kernel counted;
@@ -116,7 +116,6 @@ class _Held:
         with ExitStack() as undo:
             try:
                 if target.task is not None:
-                    _check_same(target.task)
                     watch = ThreadWatch(target.task.tid)
                     undo.callback(watch.close)
                 for cpu in _cpus_of(target):
@@ -124,7 +123,8 @@ class _Held:
                     undo.callback(legs[-1].close)
                 cpu = None
                 if target.task is not None:
-                    # The kernel knows threads by number only. If it is the same thread before and after, it was it.
+                    # The kernel knows threads by number only. The thread that had the number when the target was
+                    # named, and has it still, had it at every open between.
                     _check_same(target.task)
                 if mode.delivery is not Delivery.HOLD:
                     for leg in legs:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from hwbpd.core.errors import TargetGone
 from hwbpd.core.model import Task
 
@@ -14,7 +12,8 @@ _DEAD = "ZXx"
 def find(tid: int) -> Task:
     """Return the live thread with that number; raises ``TargetGone`` when there is none, or it is exiting."""
     try:
-        stat = Path(f"/proc/{tid}/stat").read_text(encoding="utf-8", errors="replace")
+        with open(f"/proc/{tid}/stat", "rb", buffering=0) as file:
+            stat = file.read().decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         raise TargetGone(f"there is no thread {tid}") from None
     state, start_ticks = parse(stat)

@@ -152,8 +152,7 @@ def test_a_thread_that_is_replaced_while_it_is_armed_is_let_go(
 ) -> None:
     task = machine.task(target.tid)
     free_before, open_before = free_slots(), descriptors_open()
-    answers = iter([task, Task(task.tid, task.start_ticks + 1)])
-    monkeypatch.setattr("hwbpd_linux.threads.find", lambda tid: next(answers))
+    monkeypatch.setattr("hwbpd_linux.threads.find", lambda tid: Task(tid, task.start_ticks + 1))
 
     with pytest.raises(ArmError) as refused:
         machine.arm(1, piece(target.variable, "w"), Where(task=task), HITS)
