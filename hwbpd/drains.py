@@ -61,6 +61,9 @@ class Drains:
             self._quiet.setdefault(resource_id, []).append(fd)
             self._due_ns[resource_id] = self._not_before_ns.get(resource_id, 0)
 
+    def __contains__(self, resource_id: int) -> bool:
+        return resource_id in self._descriptors
+
     def due(self, now_ns: int) -> Sequence[int]:
         """The resources to drain now."""
         if now_ns >= self._next_sweep_ns:  # rule 4

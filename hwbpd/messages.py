@@ -8,7 +8,7 @@ string and list is bounded, and every number has its range, so what the rest of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -25,7 +25,7 @@ LENGTH_MAX = 2**31  # bytes; the largest range any architecture's mask can watch
 Id = Annotated[int, Meta(ge=0, le=2**62)]
 U64 = Annotated[int, Meta(ge=0)]  # the upper end is the encoding's own
 Name = Annotated[str, Meta(max_length=64)]
-Letters = Annotated[str, Meta(pattern="^(r|w|rw|x)$")]
+Letters = Literal["r", "w", "rw", "x"]
 Tid = Annotated[int, Meta(ge=0, le=TID_MAX)]
 Cpu = Annotated[int, Meta(ge=0, le=CPU_MAX)]
 

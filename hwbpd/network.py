@@ -17,6 +17,8 @@ from hwbpd import peers
 from hwbpd.core.errors import BadMessage
 from hwbpd.peers import Connection, Peer
 
+OWN_ID_BYTES = 5  # a nought and a number: what a ROUTER calls those who do not name themselves
+
 
 class Incoming(Struct, frozen=True):
     """One message, and where it came from; ``connection`` is None for peers whose transport says nothing of them."""
@@ -93,7 +95,7 @@ class RouterNetwork:
         routing_id = frames[0].bytes
         if len(frames) != 2:
             raise Unreadable(routing_id, BadMessage(f"a message is one frame, not {len(frames) - 1}"))
-        if routing_id[:1] != b"\0":  # those of the ROUTER's own making begin so, and clients cannot choose such
+        if len(routing_id) != OWN_ID_BYTES or _chose_its_id(frames[1]):
             told_apart = "connections are told apart by ids of this daemon"
             raise Unreadable(routing_id, BadMessage(f"do not set ZMQ_ROUTING_ID: {told_apart}"))
         return Incoming(routing_id, peers.connection_of(frames[1]), frames[1].bytes)
@@ -114,6 +116,21 @@ class RouterNetwork:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
         return True
+
+
+def _chose_its_id(frame: zmq.Frame) -> bool:
+    """
+    Whether the peer named itself in its handshake.
+
+    libzmq hands the name over up to its first nought. One that looks just like an id of the ROUTER's own (a nought and
+    four bytes, made by hand) is therefore not seen here, and gains nothing: a session hangs on the connection.
+    """
+    try:
+        return bool(frame.get("Identity"))
+    except UnicodeDecodeError:  # some name that is not even text
+        return True
+    except zmq.ZMQError:
+        return False
 
 
 def _is_readable(socket: zmq.Socket[bytes]) -> bool:

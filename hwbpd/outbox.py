@@ -127,6 +127,12 @@ class Outbox:
             if not queue.items:
                 del self._queues[session_id]
 
+    def leave_word(self, session: Session, notice: Closing) -> None:
+        """Let one notice wait for a session that is over because it does not read, until it reads or hangs up."""
+        queue = self._queues[session.session_id] = Queue(session)
+        queue.items.append(notice)
+        queue.messages = 1
+
     def forget(self, session: Session) -> None:
         """The session is over; nothing waits for it any more."""
         self._queues.pop(session.session_id, None)

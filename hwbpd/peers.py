@@ -61,7 +61,7 @@ def identify(connection: Connection) -> Peer:
     try:
         # A copy, because libzmq may close its descriptor at any time and the number be used again. It must not live
         # long: as long as it is open, the other end does not see ours close.
-        with socket.socket(fileno=os.dup(connection.fd)) as copy:
+        with _copy_of(connection.fd) as copy:
             pid, uid, gid = _ucred.unpack(copy.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size))
             pidfd = _pidfd_of(copy, pid)
     except OSError as why:
@@ -79,6 +79,15 @@ def may_use_the_daemon(peer: Peer) -> None:
     """:raises NotPermitted: unless the peer is root."""
     if peer.uid != 0:
         raise NotPermitted(f"uid {peer.uid} may not use this daemon: for now only root may")
+
+
+def _copy_of(fd: int) -> socket.socket:
+    copy = os.dup(fd)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
 
 
 def is_gone(pidfd: int) -> bool:

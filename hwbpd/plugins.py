@@ -4,7 +4,7 @@ Finds plugins, checks that they keep their contracts, and builds the machine and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pluggy
@@ -87,6 +87,9 @@ class Plugins:
 
 def _by_name(found: Iterable[Iterable[Factory]], kind: type[Factory]) -> dict[str, Factory]:
     factories: dict[str, Factory] = {}
+    for of_plugin in found:
+        if not isinstance(of_plugin, Sequence):
+            raise BrokenPlugin(f"a plugin returned {of_plugin!r} where a list of {kind.__name__} belongs")
     for factory in (factory for of_plugin in found for factory in of_plugin):
         if not isinstance(factory, kind):
             raise BrokenPlugin(f"a plugin returned {factory!r} where a {kind.__name__} belongs")

@@ -107,7 +107,8 @@ class Server:
             self._drains.woke(fd)
         now_ns = self._clock.now_ns()
         for resource_id in self._drains.due(now_ns):
-            self._drain(resource_id, now_ns)
+            if resource_id in self._drains:  # one before it may have ended the claim that had both
+                self._drain(resource_id, now_ns)
         self._outbox.flush()
         self._disconnect_overrun()
         return True
@@ -192,7 +193,9 @@ class Server:
             session = self._outbox.overrun.pop()
             if self._sessions.of(session.session_id) is session:
                 queued = self._settings.limits.messages_queued_per_session
-                self._end_session(session, f"it left {queued} replies unread (limits.messages_queued_per_session)")
+                left = f"{queued} replies and notices were left unread (limits.messages_queued_per_session)"
+                self._end_session(session, left)
+                self._outbox.leave_word(session, messages.Closing(sentence=f"your session is over: {left}"))
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -217,12 +220,13 @@ class Server:
 
     def _send(self, routing_id: bytes, reply: messages.Reply) -> None:
         session = self._sessions.on_route(routing_id)
+        if session is not None and isinstance(reply, messages.Bye):
+            self._end_session(session, "it said goodbye")  # first: bye says that its slots are free
+            session = None
         if session is None:
             self._outbox.reply_to_stranger(routing_id, reply)
-            return
-        self._outbox.send(session, reply)
-        if isinstance(reply, messages.Bye):
-            self._end_session(session, "it said goodbye")
+        else:
+            self._outbox.send(session, reply)
 
     def _answer(self, incoming: Incoming) -> messages.Reply | None:
         """Return the reply to a message, or None where the core's effects bring it; raises what refuses it."""

@@ -36,6 +36,15 @@ class Rings(Struct, frozen=True, forbid_unknown_fields=True):
     bytes_per_message: Annotated[int, Meta(ge=4096, le=16 * MIB)] = 128 * 1024
 
 
+def _check_rings(rings: Rings) -> None:
+    for name in ("bytes_default", "bytes_max"):
+        size = getattr(rings, name)
+        if size & (size - 1):
+            raise msgspec.ValidationError(f"{size} is not a power of two - at `$.rings.{name}`")
+    if rings.bytes_default > rings.bytes_max:
+        raise msgspec.ValidationError("more than `$.rings.bytes_max` - at `$.rings.bytes_default`")
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """All of it."""
 
@@ -61,7 +70,9 @@ def load(path: Path | None) -> Settings:
         return Settings()
     try:
         with path.open("rb") as file:
-            return msgspec.convert(tomllib.load(file), Settings)
+            settings = msgspec.convert(tomllib.load(file), Settings)
+            _check_rings(settings.rings)
+            return settings
     except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as why:
         raise BadSettings(f"{path}: {why}") from None
 

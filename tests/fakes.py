@@ -20,8 +20,8 @@ import msgspec
 from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.errors import NotPermitted, TargetGone
 from hwbpd.core.model import Access, Delivery, Mode, Piece, Plan, Pool, Span, Target, Task, Totals
-from hwbpd.hookspecs import ArmError, Batch, CpuFacts, Topology
-from hwbpd.network import Incoming
+from hwbpd.hookspecs import ArmError, Backend, Batch, CpuFacts, Topology
+from hwbpd.network import Incoming, Unreadable
 from hwbpd.outbox import Outbox
 from hwbpd.peers import Connection, Peer
 from hwbpd.server import Server
@@ -48,18 +48,27 @@ class FakeClock:
 
 
 class FakeBackend:
-    """Slots that can hold anything."""
+    """
+    Slots that can hold anything.
+
+    :param piece_bytes: what one slot holds, so that longer spans need several; 0 for no such bound.
+    """
 
     name = "fake"
 
-    def __init__(self, slots: Mapping[Pool, int]) -> None:
+    def __init__(self, slots: Mapping[Pool, int], piece_bytes: int = 0) -> None:
         self._slots = dict(slots)
+        self._piece_bytes = piece_bytes
 
     def slots(self) -> Mapping[Pool, int]:
         return self._slots
 
     def fit(self, span: Span, access: Access, mode: Mode) -> Plan:
-        return Plan((Piece(span, access, next(iter(self._slots))),))
+        pool = next(iter(self._slots))
+        end = span.address + span.length_bytes
+        step = self._piece_bytes or span.length_bytes
+        firsts = range(span.address, end, step)
+        return Plan(tuple(Piece(Span(first, min(step, end - first)), access, pool) for first in firsts))
 
     def describe(self) -> Mapping[str, Any]:
         return {"lengths": {}, "default_lengths": {}, "reports": {}, "notes": []}
@@ -218,12 +227,27 @@ class FakeClient:
         self.network.lose(self)
 
 
+class FakeTransport:
+    """Where an outbox sends to: it takes ``room`` messages for each connection and remembers them."""
+
+    def __init__(self, room: int = 1_000_000) -> None:
+        self.room = room
+        self.sent: dict[bytes, list[dict[str, Any]]] = {}
+
+    def send(self, routing_id: bytes, data: bytes) -> bool:
+        sent = self.sent.setdefault(routing_id, [])
+        if len(sent) >= self.room:
+            return False
+        sent.append(msgspec.msgpack.decode(data))
+        return True
+
+
 class FakeNetwork:
     """Connections in memory. Messages arrive in the order in which they were sent."""
 
     def __init__(self) -> None:
         self._news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._arrived: deque[Incoming] = deque()
+        self._arrived: deque[Incoming | Unreadable] = deque()
         self._lost: deque[int] = deque()
         self._clients: dict[bytes, FakeClient] = {}
         self._made = 0
@@ -234,11 +258,12 @@ class FakeNetwork:
         self._clients[routing_id] = client
         return 1_000_000 + self._made, routing_id
 
-    def arrive(self, incoming: Incoming) -> None:
+    def arrive(self, incoming: Incoming | Unreadable) -> None:
         self._arrived.append(incoming)
 
-    def lose(self, client: FakeClient) -> None:
-        if self._clients.pop(client.routing_id, None):
+    def lose(self, client: FakeClient, *, told: bool = True) -> None:
+        """End a connection; without ``told`` the daemon hears nothing of it."""
+        if self._clients.pop(client.routing_id, None) and told:
             self._lost.append(client.fd)
 
     def descriptors(self) -> Sequence[int]:
@@ -248,7 +273,12 @@ class FakeNetwork:
         return bool(self._arrived or self._lost)
 
     def receive(self) -> Incoming | None:
-        return self._arrived.popleft() if self._arrived else None
+        if not self._arrived:
+            return None
+        arrived = self._arrived.popleft()
+        if isinstance(arrived, Unreadable):
+            raise arrived
+        return arrived
 
     def lost_connections(self) -> Iterator[int]:
         while self._lost:
@@ -283,6 +313,7 @@ class Rig:
         cpus: int = 2,
         seed: int = 0,
         refuses: float = 0.0,
+        backend: Backend | None = None,
         settings: Settings | None = None,
     ) -> None:
         self.slots = slots or {Pool.ANY: 4}
@@ -302,7 +333,7 @@ class Rig:
             network=self.network,
             arbiter=self.arbiter,
             machine=self.machine,
-            backend=FakeBackend(self.slots),
+            backend=backend or FakeBackend(self.slots),
             sessions=self.sessions,
             outbox=self.outbox,
             settings=self.settings,

@@ -237,7 +237,7 @@ def kernel_refusal(books: Books, record: ClaimRecord, event: ArmFailed) -> HwbpE
     name = errno.errorcode.get(event.errno, f"errno {event.errno}")
     where = " on ".join(
         name for name in (event.tid and f"tid {event.tid}", event.cpu is not None and f"cpu {event.cpu}") if name
-    )
+    ) or "the target"
     match event.errno:
         case errno.ENOSPC:
             return refused_by_the_kernel(books, record.claim.target, record.plan, event.cpu)

@@ -1,0 +1,285 @@
+"""A refusal names who is in the way, ours or not, and what would work; and it leaves books and kernel as they were."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+import hwbp
+from examples.target import Target
+from hwbpd_linux.cpus import online_cpus, possible_cpus
+from tests.hardware.daemon import (
+    MARKS,
+    WAIT_S,
+    Daemon,
+    all_free,
+    books_free,
+    kernel_free,
+    kernel_room,
+    lines_until,
+    own_name,
+)
+from tests.judges.opener import KernelOpener
+
+pytestmark = MARKS
+
+OFFLINE = sorted(set(possible_cpus()) - set(online_cpus()))
+
+# Connects as another user. What it needs is imported first, as that user may not be able to read it.
+STRANGER = """
+import os, sys, hwbp
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+try:
+    hwbp.connect(sys.argv[1])
+except hwbp.HwbpError as refusal:
+    print(type(refusal).__name__, refusal)
+"""
+
+
+@pytest.fixture(scope="module")
+def daemon(host: None) -> Iterator[Daemon]:
+    with Daemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def client(alone: None, daemon: Daemon) -> Iterator[hwbp.Client]:
+    with daemon.connect() as client:
+        yield client
+
+
+@contextmanager
+def outside(slots: int, tid: int = -1, cpu: int = -1) -> Iterator[None]:
+    """Somebody holds so many slots without asking the daemon."""
+    opener = KernelOpener()
+    with contextlib.ExitStack() as held:
+        for _ in range(slots):
+            held.callback(opener.close, opener.open(tid, cpu))
+        yield
+
+
+def refusal_of(client: hwbp.Client, **claim: Any) -> hwbp.HwbpError:
+    """Return the refusal of a claim, having seen that it changed nothing."""
+    held = [(row.resource, row.claims[0].claim) for row in client.slots().resources]
+    books, kernel = books_free(client), kernel_free()
+    usual: dict[str, Any] = {"address": 0x1000, "length": 8, "access": "w", "delivery": "hold"}
+    with pytest.raises(hwbp.HwbpError) as refused:
+        client.claim(**usual | claim)
+    assert [(row.resource, row.claims[0].claim) for row in client.slots().resources] == held
+    assert (books_free(client), kernel_free()) == (books, kernel)
+    return refused.value
+
+
+# --- no room ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cpus", [None, online_cpus()[-1:]])
+def test_slots_held_outside_on_a_cpu_are_named(client: hwbp.Client, cpus: Sequence[int] | None) -> None:
+    cpu = online_cpus()[-1]
+    with outside(4, cpu=cpu):
+        refusal = refusal_of(client, cpus=cpus)
+
+    assert isinstance(refusal, hwbp.NoFreeSlot)
+    assert "outside hwbpd" in str(refusal)
+    assert f"cpu {cpu}" in str(refusal)
+    assert [(holder.comm, holder.kind) for holder in refusal.holders] == [("outside hwbpd", "")]
+    assert refusal.holders[0].evidence != "books"
+    assert client.why(refusal.claim_id).state == "refused"
+    assert any("refused by the kernel" in line for line in client.why(refusal.claim_id).lines)
+
+
+def test_slots_held_outside_on_a_thread_are_told_from_ours(client: hwbp.Client, target: Target) -> None:
+    for _ in range(2):
+        client.claim(address=target.variable, length=8, access="w", tid=target.tid, kind="ptrace")
+    with outside(2, tid=target.tid):
+        refusal = refusal_of(client, tid=target.tid)
+        client.claim(address=target.variable, length=8, access="w", tid=os.getpid(), delivery="hold")
+
+    assert isinstance(refusal, hwbp.NoFreeSlot)
+    ours, others = refusal.holders
+    assert (ours.pid, ours.kind, ours.slots, ours.place) == (os.getpid(), "ptrace", 2, f"on tid {target.tid}")
+    assert (others.comm, others.slots) == ("outside hwbpd", 2)
+    assert f"{own_name()} as ptrace: 2 on tid {target.tid}" in str(refusal)
+
+
+def test_once_the_outsider_is_gone_the_same_claim_is_granted(client: hwbp.Client, target: Target) -> None:
+    with outside(4, tid=target.tid):
+        refusal_of(client, tid=target.tid)
+
+    watch = client.claim(address=target.variable, length=8, access="w", tid=target.tid)
+
+    target.command("write 5")
+    assert watch.release().delivered == 5
+
+
+def test_a_profiler_beside_the_daemon_is_named_as_outside(client: hwbp.Client, target: Target) -> None:
+    perf = shutil.which("perf")
+    if perf is None:
+        pytest.skip("perf is not here: install the package linux-perf or linux-tools")
+    events = [each for place in range(4) for each in ("-e", f"mem:{target.variable + 8 * place:#x}/8:w")]
+    # perf starts the command only when its events are open.
+    command = [perf, "stat", "-a", *events, "--", "sh", "-c", "echo open; read line"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as profiler:
+        try:
+            lines_until(profiler, "open")
+            refusal = refusal_of(client, tid=target.tid)
+            profiler.communicate("\n", timeout=WAIT_S)
+        finally:
+            profiler.kill()
+
+    assert isinstance(refusal, hwbp.NoFreeSlot)
+    assert "outside hwbpd" in str(refusal)
+
+
+@pytest.mark.parametrize(("kind", "tid"), [("perf", False), ("ptrace", True)])
+def test_our_own_holders_are_named(client: hwbp.Client, daemon: Daemon, target: Target, kind: str, tid: bool) -> None:
+    place: dict[str, Any] = {"tid": target.tid} if tid else {"cpus": online_cpus()[:1]}
+    held = [
+        client.claim(address=0x1000, length=8, access="w", delivery="hold", kind=kind, **place).claim_id
+        for _ in range(4)
+    ]
+    with daemon.connect() as other:
+        refusal = refusal_of(other, **place)
+
+    assert isinstance(refusal, hwbp.NoFreeSlot)
+    (holder,) = refusal.holders
+    assert (holder.pid, holder.uid, holder.kind, holder.slots) == (os.getpid(), os.getuid(), kind, 4)
+    assert (list(holder.claim_ids), holder.evidence) == (held, "books")
+    where = f"on tid {target.tid}" if tid else f"cpu-wide on cpu {online_cpus()[0]}"
+    assert f"{own_name()} as {kind}: 4 {where}" in str(refusal)
+    assert "outside" not in str(refusal)
+
+
+def test_what_a_debugger_has_on_a_thread_is_in_the_way_of_the_daemon(client: hwbp.Client, target: Target) -> None:
+    gdb = shutil.which("gdb")
+    if gdb is None:
+        pytest.skip("gdb is not here: install the package gdb")
+    commands = [f"watch *(long*){target.variable + 8 * place:#x}" for place in range(2)]
+    commands += ["shell echo go", "continue", "shell echo stopped; read line"]
+    options = [option for each in commands for option in ("-ex", each)]
+    command = [gdb, "-nx", "-batch", "-iex", "set auto-solib-add off", "-p", str(target.pid), *options]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as debugger:
+        try:
+            lines_until(debugger, "go")
+            target.send("write 2")  # first 0, which it was, then 1: gdb stops for a new value only
+            said = lines_until(debugger, "stopped")
+            assert "New value = 1" in said
+            assert kernel_room(tid=target.tid) == 2
+
+            for _ in range(2):
+                client.claim(address=target.variable, length=8, access="w", tid=target.tid, delivery="hold")
+            refusal = refusal_of(client, tid=target.tid)
+
+            debugger.communicate("\n", timeout=WAIT_S)
+        finally:
+            debugger.kill()
+    assert isinstance(refusal, hwbp.NoFreeSlot)
+    ours, others = refusal.holders
+    assert (ours.pid, ours.slots) == (os.getpid(), 2)
+    assert (others.comm, others.slots) == ("outside hwbpd", 2)
+    assert target.answer()["did"] == 2
+
+
+# --- no slot can express it ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("claim", "rule"),
+    [
+        ({"length": 3}, "no code for 3 bytes"),
+        ({"address": 0x1004}, "only at an address divisible by 8"),
+        ({"access": "r"}, "nearest: mem:0x1000/8:rw"),
+        ({"access": "x", "length": 1}, "nearest: mem:0x1000/8:x"),
+        ({"user": False, "kernel": False}, "neither user nor kernel"),
+        ({"address": 2**63, "kernel": False}, "are the kernel's"),
+        ({"user_chain": True}, "a call chain comes with a hit"),
+        ({"cpus": []}, "cpus is an empty list"),
+        ({"delivery": "hits", "ring_bytes": 5000}, "nearest: 8192"),
+    ],
+)
+def test_what_no_slot_can_express_is_refused_with_the_rule(
+    client: hwbp.Client, claim: dict[str, Any], rule: str
+) -> None:
+    refusal = refusal_of(client, **claim)
+
+    assert isinstance(refusal, hwbp.BadClaim)
+    assert rule in str(refusal)
+
+
+def test_what_only_the_kernel_refuses_is_undone(client: hwbp.Client) -> None:
+    entry_area = 0xFFFF_FE00_0000_0000  # of the CPUs, where a debug exception would come from its own handler
+
+    refusal = refusal_of(client, address=entry_area)
+
+    assert isinstance(refusal, hwbp.BadClaim)
+    assert "the kernel does not accept" in str(refusal)
+    assert client.why(refusal.claim_id).state == "refused"
+
+
+# --- no such place ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_tid", [False, True])
+def test_a_cpu_that_does_not_exist_is_refused(client: hwbp.Client, target: Target, with_tid: bool) -> None:
+    absent = max(possible_cpus()) + 1
+
+    refusal = refusal_of(client, cpus=(online_cpus()[0], absent), tid=target.tid if with_tid else 0)
+
+    assert isinstance(refusal, hwbp.CpuOffline)
+    assert f"no cpu {absent}" in str(refusal)
+
+
+@pytest.mark.skipif(not OFFLINE, reason="all CPUs of this host are online: take one offline to see this")
+def test_a_cpu_that_is_offline_is_refused(client: hwbp.Client) -> None:
+    refusal = refusal_of(client, cpus=OFFLINE[:1])
+
+    assert isinstance(refusal, hwbp.CpuOffline)
+    assert f"cpu {OFFLINE[0]} is offline" in str(refusal)
+
+
+def test_a_thread_that_does_not_exist_is_refused(client: hwbp.Client, target: Target) -> None:
+    target.kill()
+
+    refusal = refusal_of(client, tid=target.tid)
+
+    assert isinstance(refusal, hwbp.TargetGone)
+    assert str(target.tid) in str(refusal)
+
+
+# --- not for everybody -----------------------------------------------------------------------------------------------
+
+
+def test_another_user_does_not_get_through_the_socket(client: hwbp.Client, daemon: Daemon) -> None:
+    assert as_stranger(daemon).startswith("NotReachable ")
+
+
+def test_another_user_is_refused_at_the_door_if_the_socket_lets_it_through(alone: None) -> None:
+    with Daemon() as daemon:
+        daemon.socket.chmod(0o666)
+
+        said = as_stranger(daemon)
+
+        assert said.startswith("NotPermitted ")
+        assert "uid 65534" in said
+        assert daemon.logged("refused", errno="EPERM")["uid"] == 65534
+        with daemon.connect() as client:
+            assert books_free(client) == kernel_free() == all_free()
+
+
+def as_stranger(daemon: Daemon) -> str:
+    """Connect as a user without rights; return the refusal's class and sentence."""
+    command = [sys.executable, "-c", STRANGER, str(daemon.socket)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True)
+    return done.stdout

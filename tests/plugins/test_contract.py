@@ -1,0 +1,469 @@
+"""
+What every backend and every machine keeps, as ``hwbpd/hookspecs.py`` says it; run on each plugin that is found.
+
+A new plugin is tried here without a line of its own, but for a machine's world: what makes its breakpoints fire.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import random
+import select
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Protocol
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from examples.target import Target as Program
+from hwbpd.core.errors import BadClaim, NotSupported, TargetGone
+from hwbpd.core.model import Access, Delivery, Mode, Piece, Plan, Pool, Span, Target, Totals
+from hwbpd.hookspecs import ArmError, Backend, BackendFactory, Batch, CpuFacts, Machine
+from hwbpd.plugins import Plugins
+from tests.fakes import RECORD, FakeBackend, FakeMachine
+from tests.host import HostBusy, exclusive
+
+PLUGINS = Plugins()
+WAIT_S = 30
+RING = Mode(ring_bytes=64 * mmap.PAGESIZE)
+SMALL_RING = Mode(ring_bytes=mmap.PAGESIZE)
+COUNT = Mode(delivery=Delivery.COUNT)
+HOLD = Mode(delivery=Delivery.HOLD)
+WRITE = Access.WRITE
+
+
+# --- backends --------------------------------------------------------------------------------------------------------
+
+
+FACTORIES: dict[str, BackendFactory] = {
+    "fake": BackendFactory("fake", frozenset({"fake"}), lambda _: FakeBackend({Pool.INST: 2, Pool.DATA: 4}, 8)),
+    **PLUGINS.backends,
+}
+BACKENDS = [
+    pytest.param(factory.make(CpuFacts(architecture, features)), id=f"{name} on {architecture}{'+' * bool(features)}")
+    for name, factory in FACTORIES.items()
+    for architecture in sorted(factory.architectures)
+    for features in (frozenset[str](), frozenset({"bpext", "la57"}))
+]
+
+accesses = st.sampled_from(range(8)).map(Access)
+edges = [2**n + d for n in (12, 32, 47, 63) for d in (-8, 0, 8)]
+addresses = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from(edges))
+lengths = st.one_of(st.integers(1, 2**31), st.sampled_from([2**n for n in range(32)]))
+modes = st.sampled_from([Mode(), Mode(user=False), Mode(kernel=False), COUNT, HOLD])
+
+
+def covers(plan: Plan, span: Span) -> bool:
+    """Whether each byte of the span lies in a piece; pieces are few."""
+    at = span.address
+    for piece in sorted(plan.pieces, key=lambda piece: piece.span.address):
+        if piece.span.address <= at:
+            at = max(at, piece.span.address + piece.span.length_bytes)
+    return at >= span.address + span.length_bytes
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_says_how_many_slots_there_are(backend: Backend) -> None:
+    assert isinstance(backend, Backend)
+    assert backend.name
+    assert backend.slots()
+    assert all(isinstance(pool, Pool) and count >= 1 for pool, count in backend.slots().items())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_fits_any_span_or_says_why_not(backend: Backend) -> None:
+    @given(addresses, lengths, accesses, modes)
+    def fits_or_refuses(address: int, length: int, access: Access, mode: Mode) -> None:
+        span = Span(address, length % 2**12 + 1 if backend.name == "fake" else length)
+        try:
+            plan = backend.fit(span, access, mode)
+        except (BadClaim, NotSupported) as why:
+            refusal = str(why)
+        else:
+            refusal = ""
+        if refusal:
+            assert f"{address:#x}" in refusal, "it says what was asked for"
+            return
+        assert plan == backend.fit(span, access, mode), "the same answer to the same question"
+        assert plan.pieces
+        assert covers(plan, span)
+        for piece in plan.pieces:
+            assert piece.pool in backend.slots()
+            assert piece.access == access
+            assert piece.span.length_bytes >= 1
+
+    fits_or_refuses()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_a_backend_describes_is_what_it_fits(backend: Backend) -> None:
+    told = backend.describe()
+
+    assert {"lengths", "default_lengths", "reports", "notes"} <= told.keys()
+    assert all(isinstance(note, str) for note in told["notes"])
+    assert told["lengths"].keys() == told["default_lengths"].keys() == told["reports"].keys()
+    for letters, of_letters in told["lengths"].items():
+        assert list(of_letters) == sorted(set(of_letters))
+        assert told["default_lengths"][letters] in of_letters
+        assert told["reports"][letters] in ("before", "after")
+        for length in of_letters:
+            span = Span(0, length)
+            access = Access.from_letters(letters)
+            plan = backend.fit(span, access, Mode())
+            assert [(piece.span, piece.access) for piece in plan.pieces] == [(span, access)], "one slot holds it"
+
+
+# --- machines --------------------------------------------------------------------------------------------------------
+
+
+class World(Protocol):
+    """A machine, and a program on it that does what it is told to."""
+
+    machine: Machine
+    tid: int  # a thread that lives
+    piece: Piece  # what the program writes to
+
+    def write(self, times: int) -> None:
+        """Let the thread write so many times; return when it has."""
+        ...
+
+    def end_thread(self) -> None:
+        """Let the thread exit; return when it has."""
+        ...
+
+    def another_machine(self) -> Machine:
+        """The same registers once more."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class FakeWorld:
+    """Registers in memory."""
+
+    def __init__(self) -> None:
+        self._registers = FakeMachine({Pool.ANY: 4}, 2, random.Random(0))
+        self.machine: Machine = self._registers
+        self.tid = 812
+        self._registers.start_task(self.tid)
+        self.piece = Piece(Span(0x404040, 8), WRITE, Pool.ANY)
+
+    def write(self, times: int) -> None:
+        for resource_id in self._registers.armed:
+            self._registers.hit(resource_id, times)
+
+    def end_thread(self) -> None:
+        self._registers.exit_task(self.tid)
+
+    def another_machine(self) -> Machine:
+        return self.machine
+
+    def close(self) -> None:
+        self.machine.close()
+
+
+class RealWorld:
+    """A machine that is this host, and a program that runs on it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.machine = PLUGINS.machine(name, {})
+        self._program = Program().__enter__()
+        self.tid = self._program.tid
+        backend = PLUGINS.backend(self.machine.facts)
+        (self.piece,) = backend.fit(Span(self._program.variable, 8), WRITE, Mode()).pieces
+
+    def write(self, times: int) -> None:
+        assert self._program.command(f"write {times}")["did"] == times
+
+    def end_thread(self) -> None:
+        self._program.kill()
+
+    def another_machine(self) -> Machine:
+        return PLUGINS.machine(self._name, {})
+
+    def close(self) -> None:
+        self.machine.close()
+        self._program.__exit__(None, None, None)
+
+
+REAL = [name for name, factory in PLUGINS.machines.items() if factory.real]
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[None]:
+    """The lock on this host's breakpoints, for all tests of this file: others may be waiting in line."""
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(exclusive())
+        except HostBusy as busy:
+            pytest.skip(f"breakpoints of this host are in use: {busy}")
+        yield
+
+
+@pytest.fixture(params=["fake", *(pytest.param(name, marks=pytest.mark.hardware) for name in REAL)])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    if request.param == "fake":
+        world: World = FakeWorld()
+    else:
+        request.getfixturevalue("host")
+        world = RealWorld(request.param)
+    before = set(os.listdir("/proc/self/fd"))
+    yield world
+    world.close()
+    assert set(os.listdir("/proc/self/fd")) <= before, "a descriptor stayed open"
+
+
+def task(world: World) -> Target:
+    return Target(world.machine.task(world.tid))
+
+
+def slots(world: World) -> int:
+    """How many slots like this piece there are on one CPU."""
+    if isinstance(world, FakeWorld):
+        return 4
+    return PLUGINS.backend(world.machine.facts).slots()[world.piece.pool]
+
+
+def arm(world: World, resource_id: int, target: Target, mode: Mode = HOLD) -> None:
+    world.machine.arm(resource_id, world.piece, target, mode)
+
+
+def drained(world: World, resource_id: int, budget_bytes: int = 2**20) -> Batch:
+    """Everything that is in the rings, in bites of about ``budget_bytes``."""
+    batches = [world.machine.drain(resource_id, budget_bytes)]
+    while batches[-1].more:
+        batches.append(world.machine.drain(resource_id, budget_bytes))
+        assert len(batches) < 10_000, "more, and never all"
+    records = b"".join(batch.records for batch in batches)
+    return Batch(records, sum(batch.hits for batch in batches), sum(batch.lost for batch in batches), more=False)
+
+
+def test_every_machine_that_is_found_is_tried_here() -> None:
+    assert list(PLUGINS.machines) == REAL, "a machine that is not real needs a world that makes its breakpoints fire"
+
+
+def test_a_machine_knows_its_cpus_and_what_they_are(world: World) -> None:
+    topology = world.machine.topology()
+
+    assert isinstance(world.machine, Machine)
+    assert world.machine.name
+    assert world.machine.facts.architecture
+    assert topology.online
+    assert set(topology.online) <= set(topology.possible)
+
+
+def test_a_thread_is_known_while_it_lives(world: World) -> None:
+    assert world.machine.task(world.tid).tid == world.tid
+    assert world.machine.task(world.tid) == world.machine.task(world.tid)
+
+    world.end_thread()
+
+    with pytest.raises(TargetGone):
+        world.machine.task(world.tid)
+
+
+@pytest.mark.parametrize("mode", [RING, COUNT, HOLD], ids=lambda mode: str(mode.delivery))
+@pytest.mark.parametrize("form", ["every cpu", "one cpu", "thread", "thread on one cpu"])
+def test_a_slot_is_taken_from_arm_to_disarm_in_every_mode(world: World, form: str, mode: Mode) -> None:
+    # given a place to arm on
+    cpu = world.machine.topology().online[-1]
+    target = {
+        "every cpu": Target(),
+        "one cpu": Target(cpus=(cpu,)),
+        "thread": task(world),
+        "thread on one cpu": Target(task(world).task, (cpu,)),
+    }[form]
+    most = slots(world)
+
+    # when every slot there is taken, then one more is refused as the kernel does
+    for _ in range(2):
+        for resource_id in range(most):
+            arm(world, resource_id, target, mode)
+        with pytest.raises(ArmError) as refused:
+            arm(world, most, target, mode)
+        assert refused.value.errno == errno.ENOSPC
+
+        # and each is free once it is given back
+        for resource_id in range(most):
+            world.machine.disarm(resource_id)
+
+
+def test_of_several_legs_all_are_armed_or_none(world: World) -> None:
+    # given a CPU without a free slot
+    first, *_, last = world.machine.topology().online
+    if first == last:
+        pytest.skip("it takes two online CPUs to refuse one leg of two")
+    for resource_id in range(slots(world)):
+        arm(world, resource_id, Target(cpus=(last,)))
+
+    # when every CPU is asked for
+    with pytest.raises(ArmError) as refused:
+        arm(world, 100, Target())
+
+    # then the refusal says where, and no leg is left behind on another CPU
+    assert refused.value.cpu == last
+    for resource_id in range(200, 200 + slots(world)):
+        arm(world, resource_id, Target(cpus=(first,)))
+
+
+def test_a_thread_that_is_gone_cannot_be_armed(world: World) -> None:
+    gone = task(world)
+    world.end_thread()
+
+    with pytest.raises(ArmError) as refused:
+        arm(world, 1, gone, RING)
+
+    assert (refused.value.errno, refused.value.tid) == (errno.ESRCH, world.tid)
+
+
+def test_every_hit_is_a_record_and_is_counted(world: World) -> None:
+    arm(world, 1, task(world), RING)
+
+    world.write(100)
+
+    assert world.machine.totals(1) == Totals(hits=100, lost=0)
+    batch = drained(world, 1)
+    assert (batch.hits, batch.lost, len(batch.records)) == (100, 0, 100 * RECORD.size)
+    assert {RECORD.unpack_from(batch.records, at)[7] for at in range(0, len(batch.records), RECORD.size)} == {
+        world.piece.span.address
+    }
+    assert world.machine.drain(1, 2**20) == Batch(b"", 0, 0, more=False)
+    assert world.machine.totals(1) == Totals(hits=100, lost=0), "to drain is not to forget"
+
+
+def test_a_budget_bounds_a_drain_and_loses_nothing(world: World) -> None:
+    arm(world, 1, task(world), RING)
+    world.write(100)
+    budget_bytes = 10 * RECORD.size
+
+    batch = world.machine.drain(1, budget_bytes)
+
+    assert batch.more
+    assert 0 < len(batch.records) <= 2 * budget_bytes
+    assert len(batch.records) == batch.hits * RECORD.size, "whole records"
+    assert batch.hits + drained(world, 1, budget_bytes).hits == 100
+
+
+def test_to_disarm_hands_over_what_is_left_and_the_final_counts(world: World) -> None:
+    arm(world, 1, task(world), RING)
+    world.write(60)
+    first = world.machine.drain(1, 10 * RECORD.size)
+
+    rest, totals = world.machine.disarm(1)
+
+    assert not rest.more
+    assert (first.hits + rest.hits, rest.lost) == (60, 0)
+    assert len(rest.records) == rest.hits * RECORD.size
+    assert totals == Totals(hits=60, lost=0)
+
+
+@pytest.mark.parametrize("drain_between", [True, False])
+def test_hits_without_room_are_lost_and_counted_to_the_hit(world: World, drain_between: bool) -> None:
+    # given a ring of one page
+    arm(world, 1, task(world), SMALL_RING)
+
+    # when more hits come than it has room for, twice
+    drained_hits = told_lost = 0
+    for _ in range(2):
+        world.write(1000)
+        if drain_between:
+            batch = drained(world, 1)
+            drained_hits += batch.hits
+            told_lost += batch.lost
+    rest, totals = world.machine.disarm(1)
+
+    # then what was handed over and what was lost is what was hit, and each loss was told of once
+    assert totals.hits == 2000
+    assert totals.lost >= 2000 - 2 * SMALL_RING.ring_bytes // RECORD.size
+    assert drained_hits + rest.hits + totals.lost == totals.hits
+    assert told_lost + rest.lost == totals.lost
+
+
+def test_who_only_counts_has_the_count_and_no_records(world: World) -> None:
+    arm(world, 1, task(world), COUNT)
+
+    world.write(1000)
+
+    assert world.machine.totals(1) == Totals(hits=1000)
+    assert world.machine.drain(1, 2**20) == Batch(b"", 0, 0, more=False)
+    assert world.machine.disarm(1) == (Batch(b"", 0, 0, more=False), Totals(hits=1000))
+
+
+def test_a_slot_that_is_only_held_reports_nothing(world: World) -> None:
+    arm(world, 1, task(world), HOLD)
+
+    world.write(1000)
+
+    assert world.machine.disarm(1) == (Batch(b"", 0, 0, more=False), Totals())
+
+
+def test_a_cpu_wide_slot_sees_the_thread_too(world: World) -> None:
+    arm(world, 1, Target(), RING)
+
+    world.write(10)
+
+    batch, totals = world.machine.disarm(1)
+    assert batch.hits % 10 == 0
+    assert totals.hits == batch.hits > 0
+    assert not batch.lost
+
+
+def test_a_descriptor_tells_of_new_hits(world: World) -> None:
+    # given an armed slot that was looked into after its descriptors were polled
+    arm(world, 1, task(world), RING)
+    with select.epoll() as epoll:
+        for fd in world.machine.descriptors(1):
+            epoll.register(fd, select.EPOLLIN)
+        drained(world, 1)
+        assert epoll.poll(0) == []
+
+        # when it is hit, then one of them is readable, again and again
+        for _ in range(3):
+            world.write(1)
+            assert epoll.poll(WAIT_S)
+            assert drained(world, 1).hits == 1
+
+
+@pytest.mark.parametrize("mode", [RING, COUNT, HOLD], ids=lambda mode: str(mode.delivery))
+def test_the_end_of_the_thread_is_told_and_takes_no_hit_away(world: World, mode: Mode) -> None:
+    # given a slot on a thread, and one that is CPU-wide
+    arm(world, 1, task(world), mode)
+    arm(world, 2, Target())
+    world.write(5)
+    assert not world.machine.target_is_gone(1)
+    with select.epoll() as epoll:
+        for fd in world.machine.descriptors(1):
+            epoll.register(fd, select.EPOLLIN)
+        drained_before = drained(world, 1)
+
+        # when the thread exits
+        world.end_thread()
+
+        # then the slot's descriptors say so, and it can be asked
+        while not world.machine.target_is_gone(1):
+            assert epoll.poll(WAIT_S), "nothing tells of the end"
+        assert epoll.poll(WAIT_S)
+    assert not world.machine.target_is_gone(2)
+
+    # and its counts are what they were
+    rest, totals = world.machine.disarm(1)
+    assert totals == Totals(hits=0 if mode is HOLD else 5)
+    assert drained_before.hits + rest.hits == (5 if mode is RING else 0)
+
+
+def test_to_close_gives_everything_back(world: World) -> None:
+    for resource_id in range(slots(world)):
+        arm(world, resource_id, Target(), RING if resource_id % 2 else HOLD)
+
+    world.machine.close()
+
+    again = world.another_machine()
+    for resource_id in range(slots(world)):
+        again.arm(resource_id, world.piece, Target(), HOLD)
+    again.close()
+    world.machine.close()

@@ -1,0 +1,200 @@
+"""A hit goes from its ring to everybody who is entitled to it, and is counted wherever it is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hwbpd.core.model import Access, Claim, Delivery, Kind, Mode, Owner, Piece, Pool, Span, Target, Totals
+from hwbpd.hits import Hits
+from hwbpd.hookspecs import Batch
+from hwbpd.outbox import Outbox
+from hwbpd.peers import Connection, Peer
+from hwbpd.sessions import Session, Sessions
+from tests.fakes import RECORD, FakeMachine, FakeTransport
+
+SPAN = Span(0x404040, 8)
+RING = Mode(ring_bytes=4096)
+PER_MESSAGE = 10  # hits
+
+
+class Way:
+    """A machine, two sessions, and the way between them."""
+
+    def __init__(self) -> None:
+        self.machine = FakeMachine({Pool.ANY: 4}, 2, random.Random(0))
+        self.transport = FakeTransport()
+        self.sessions = Sessions()
+        self.outbox = Outbox(self.transport, messages_max=10, hits_bytes_max=2**20)
+        self.hits = Hits(self.machine, self.sessions, self.outbox, PER_MESSAGE * RECORD.size)
+        self.ann, self.bob = self.open(1), self.open(2)
+
+    def open(self, number: int) -> Session:
+        pidfd = os.eventfd(0, os.EFD_CLOEXEC)
+        return self.sessions.open(b"\0" + bytes([number]), Connection(number, ""), Peer(number, 0, 0, "gdb", pidfd))
+
+    def claim(self, claim_id: int, session: Session, mode: Mode = RING) -> Claim:
+        return claim_of(session.owner, claim_id, mode)
+
+    def arm(self, resource_id: int, mode: Mode = RING) -> None:
+        self.machine.arm(resource_id, Piece(SPAN, Access.WRITE, Pool.ANY), Target(), mode)
+
+    def sent(self, session: Session) -> list[dict[str, Any]]:
+        return self.transport.sent.get(session.routing_id, [])
+
+    def close(self) -> None:
+        self.machine.close()
+        for session in self.sessions:
+            self.sessions.close(session)
+
+
+def claim_of(owner: Owner, claim_id: int, mode: Mode) -> Claim:
+    return Claim(claim_id, owner, Kind.PERF, SPAN, Access.WRITE, mode, Target(), "", 0)
+
+
+@pytest.fixture
+def way() -> Iterator[Way]:
+    way = Way()
+    yield way
+    way.close()
+
+
+def test_a_drain_is_one_message_of_whole_records(way: Way) -> None:
+    # given hits in a ring
+    way.arm(1)
+    way.hits.route(1, way.claim(7, way.ann))
+    way.machine.hit(1, 3)
+    records = b"".join(way.machine.armed[1].ring)
+
+    # when it is drained
+    batch = way.hits.drain(1)
+
+    # then they are on their way, as they were in the ring
+    assert batch == Batch(records, 3, 0, more=False)
+    assert way.sent(way.ann) == [{"op": "hits", "n": 1, "claim": 7, "count": 3, "records": records}]
+    assert way.hits.flow(7).delivered == 3
+
+
+def test_a_message_holds_no_more_than_it_may(way: Way) -> None:
+    way.arm(1)
+    way.hits.route(1, way.claim(7, way.ann))
+    way.machine.hit(1, PER_MESSAGE + 1)
+
+    assert way.hits.drain(1).more
+    assert not way.hits.drain(1).more
+
+    assert [message["count"] for message in way.sent(way.ann)] == [PER_MESSAGE, 1]
+
+
+def test_an_empty_drain_says_nothing(way: Way) -> None:
+    way.arm(1)
+    way.hits.route(1, way.claim(7, way.ann))
+
+    assert way.hits.drain(1) == Batch(b"", 0, 0, more=False)
+
+    assert way.sent(way.ann) == []
+
+
+def test_every_rider_gets_every_hit_and_only_while_it_rides(way: Way) -> None:
+    # given two claims on one slot
+    way.arm(1)
+    way.hits.route(1, way.claim(7, way.ann))
+    way.hits.route(1, way.claim(8, way.bob))
+    way.machine.hit(1, 2)
+    way.hits.drain(1)
+
+    # when one leaves
+    way.hits.unroute(1, 7)
+    way.machine.hit(1, 3)
+    way.hits.drain(1)
+
+    # then it had the hits until then, and the other has all
+    assert [message["count"] for message in way.sent(way.ann)] == [2]
+    assert [message["count"] for message in way.sent(way.bob)] == [2, 3]
+
+    # and when the other has left too, hits go nowhere
+    way.hits.unroute(1, 8)
+    way.machine.hit(1, 1)
+    assert way.hits.drain(1).hits == 1
+    assert len(way.sent(way.bob)) == 2
+
+
+def test_a_claim_on_several_slots_has_one_account(way: Way) -> None:
+    claim = way.claim(7, way.ann)
+    for resource_id in (1, 2):
+        way.arm(resource_id)
+        way.hits.route(resource_id, claim)
+        way.machine.hit(resource_id, 2)
+        way.hits.drain(resource_id)
+
+    assert way.hits.flow(7).delivered == 4
+    way.hits.unroute(1, 7)
+    assert way.hits.flow(7).delivered == 4, "the account lasts until the claim is forgotten"
+
+
+def test_losses_of_the_ring_are_told_even_without_a_hit(way: Way) -> None:
+    # given a ring that has lost hits
+    way.arm(1)
+    way.hits.route(1, way.claim(7, way.ann))
+
+    # when a batch brings only the news of it
+    way.hits.deliver(1, Batch(b"", 0, 5, more=False))
+    way.hits.deliver(1, Batch(b"", 0, 2, more=False))
+
+    # then the owner hears of them, summed up
+    assert [(message["count"], message["lost"]) for message in way.sent(way.ann)] == [(0, 5), (0, 7)]
+    assert way.hits.flow(7).lost == 7
+
+
+def test_who_only_wants_the_count_gets_no_hits(way: Way) -> None:
+    way.hits.route(1, way.claim(7, way.ann, Mode(delivery=Delivery.COUNT)))
+    way.hits.route(1, way.claim(8, way.bob))
+
+    way.hits.deliver(1, Batch(bytes(RECORD.size), 1, 1, more=False))
+
+    assert way.sent(way.ann) == []
+    assert (way.hits.flow(7).delivered, way.hits.flow(7).lost) == (0, 0)
+    assert len(way.sent(way.bob)) == 1
+
+
+def test_hits_for_a_session_that_is_over_are_counted_as_dropped(way: Way) -> None:
+    way.arm(1)
+    way.hits.route(1, way.claim(7, way.ann))
+    way.sessions.close(way.ann)
+    way.machine.hit(1, 4)
+
+    way.hits.drain(1)
+
+    flow = way.hits.flow(7)
+    assert (flow.delivered, flow.dropped) == (0, 4)
+    assert way.sent(way.ann) == []
+
+
+def test_an_account_is_gone_once_it_is_forgotten(way: Way) -> None:
+    way.hits.route(1, way.claim(7, way.ann))
+    way.hits.unroute(1, 7)
+
+    way.hits.forget(7)
+
+    with pytest.raises(KeyError):
+        way.hits.flow(7)
+
+
+def test_what_is_drained_and_lost_adds_up_to_what_was_hit(way: Way) -> None:
+    way.arm(1)
+    way.hits.route(1, way.claim(7, way.ann))
+    room = RING.ring_bytes // RECORD.size
+
+    way.machine.hit(1, room + 9)
+    while way.hits.drain(1).more:
+        pass
+    batch, totals = way.machine.disarm(1)
+    way.hits.deliver(1, batch)
+
+    flow = way.hits.flow(7)
+    assert totals == Totals(hits=room + 9, lost=9)
+    assert (flow.delivered, flow.lost) == (room, 9)

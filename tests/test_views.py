@@ -1,0 +1,215 @@
+"""What the daemon answers when it is asked, and that asking changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hwbpd.settings import Limits, Settings
+from tests.fakes import FakeClient, Rig
+
+TID = 812
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig(settings=Settings(limits=Limits(claims_per_session=50)))
+    rig.machine.start_task(TID)
+    yield rig
+    rig.stop()
+
+
+def claim(rig: Rig, client: FakeClient, **fields: Any) -> int:
+    granted = rig.ask(client, "claim", **{"address": 0x404040, "length": 8, "access": "w", **fields})
+    assert granted["op"] == "granted", granted
+    return int(granted["claim"])
+
+
+def test_a_row_says_what_a_slot_holds_for_whom_and_since_when(rig: Rig) -> None:
+    # given a claim that is two seconds old and has had hits
+    client = rig.client(pid=4242)
+    mine = claim(rig, client, tid=TID, cpus=[1], kernel=False, kind="ptrace", label="the list", ring_bytes=4096)
+    (resource_id,) = rig.machine.armed
+    rig.machine.hit(resource_id, 3)
+    rig.clock.wind(2)
+
+    # when slots are listed
+    reply = rig.ask(client, "slots")
+
+    # then its row says all of it
+    assert reply["resources"] == [
+        {
+            "resource": resource_id,
+            "address": 0x404040,
+            "length": 8,
+            "access": "w",
+            "pool": "any",
+            "user": True,
+            "kernel": False,
+            "delivery": "hits",
+            "tid": TID,
+            "cpus": [1],
+            "claims": [
+                {
+                    "claim": mine,
+                    "pid": 4242,
+                    "comm": "client4242",
+                    "uid": 0,
+                    "kind": "ptrace",
+                    "label": "the list",
+                    "state": "armed",
+                    "age_ns": 2_000_000_000,
+                    "hits": 3,
+                    "lost": 0,
+                    "dropped": 0,
+                }
+            ],
+        }
+    ]
+    assert (reply["pools"], reply["more"]) == ({"any": 4}, False)
+
+
+def test_cpus_say_what_is_used_by_cpu_wide_claims_and_by_the_busiest_task(rig: Rig) -> None:
+    client = rig.client()
+    claim(rig, client)
+    claim(rig, client, cpus=[1])
+    claim(rig, client, tid=TID, delivery="hold")
+    claim(rig, client, tid=TID, cpus=[0])
+
+    reply = rig.ask(client, "slots")
+
+    assert reply["cpus"] == [
+        {"cpu": 0, "online": True, "cpu_wide": {"any": 1}, "busiest_task": {"any": 2}},
+        {"cpu": 1, "online": True, "cpu_wide": {"any": 2}, "busiest_task": {"any": 1}},
+    ]
+    assert [(row["tid"], row["cpus"], row["delivery"]) for row in reply["resources"]] == [
+        (0, None, "hits"),
+        (0, [1], "hits"),
+        (TID, None, "hold"),
+        (TID, [0], "hits"),
+    ]
+
+
+def test_pages_follow_each_other_without_a_gap(rig: Rig) -> None:
+    # given more slots than one page shows
+    client = rig.client()
+    for tid in range(900, 907):
+        rig.machine.start_task(tid)
+        claim(rig, client, tid=tid)
+    everything = rig.ask(client, "slots")["resources"]
+
+    # when they are asked for page by page
+    pages: list[dict[str, Any]] = []
+    while not pages or pages[-1]["more"]:
+        after = pages[-1]["resources"][-1]["resource"] if pages else 0
+        pages.append(rig.ask(client, "slots", after=after, most=3))
+
+    # then the pages are what one page would have shown, and only the first has the CPUs
+    assert [len(page["resources"]) for page in pages] == [3, 3, 1]
+    assert [row for page in pages for row in page["resources"]] == everything
+    assert [len(page["cpus"]) for page in pages] == [2, 0, 0]
+
+    # and a page that is just full is the last
+    assert not rig.ask(client, "slots", most=7)["more"]
+    assert rig.ask(client, "slots", most=6)["more"]
+
+
+def test_counts_are_those_of_the_machine_and_of_the_way_to_the_client(rig: Rig) -> None:
+    # given a claim with hits on their way, and more in a ring that was too small for all
+    client = rig.client()
+    mine = claim(rig, client, tid=TID, ring_bytes=4096)
+    (resource_id,) = rig.machine.armed
+    rig.machine.hit(resource_id, 5)
+    rig.turn()
+    rig.machine.hit(resource_id, 100)
+
+    # when its owner asks, then what is in the ring is counted and not yet delivered
+    told = rig.ask(client, "counts", claim=mine)
+    assert told == {"op": "counts", "id": told["id"], "claim": mine} | account(hits=105, delivered=5, lost=15)
+
+    # and once the ring has been looked into it all adds up
+    rig.clock.wind(0.01)
+    rig.turn()
+    told = rig.ask(client, "counts", claim=mine)
+    assert told == {"op": "counts", "id": told["id"], "claim": mine} | account(hits=105, delivered=90, lost=15)
+
+
+def account(hits: int, delivered: int = 0, lost: int = 0, dropped: int = 0) -> dict[str, int]:
+    return {"hits": hits, "delivered": delivered, "lost": lost, "dropped": dropped}
+
+
+def test_who_only_counts_has_lost_nothing(rig: Rig) -> None:
+    client = rig.client()
+    mine = claim(rig, client, tid=TID, delivery="count")
+    (resource_id,) = rig.machine.armed
+    rig.machine.hit(resource_id, 1000)
+
+    told = rig.ask(client, "counts", claim=mine)
+
+    assert told == {"op": "counts", "id": told["id"], "claim": mine} | account(hits=1000)
+
+
+@pytest.mark.parametrize("op", ["counts", "why"])
+def test_of_a_claim_that_never_was_there_is_nothing_to_say(rig: Rig, op: str) -> None:
+    reply = rig.ask(rig.client(), op, claim=4711)
+
+    assert (reply["op"], reply["errno"]) == ("error", "ENOENT")
+    assert "4711" in reply["sentence"]
+
+
+def test_a_claim_that_is_over_has_a_story_and_no_counts(rig: Rig) -> None:
+    client = rig.client()
+    mine = claim(rig, client)
+    rig.ask(client, "release", claim=mine)
+
+    assert rig.ask(client, "counts", claim=mine)["errno"] == "ENOENT"
+    story = rig.ask(client, "why", claim=mine)
+    assert (story["claim"], story["state"]) == (mine, "released")
+    assert [line.split("  ", 1)[1] for line in story["lines"]] == [
+        "client1000[1000] asked for mem:0x404040/8:w for cpu-wide on all cpus as perf",
+        "granted: the kernel has taken the slots",
+        "its end: released by its owner",
+        "its slots are free, after 0 hits",
+    ]
+
+
+def test_a_refused_claim_tells_why(rig: Rig) -> None:
+    client = rig.client()
+    for _ in range(4):
+        claim(rig, client)
+
+    refusal = rig.ask(client, "claim", address=0x404040, length=8, access="w")
+
+    story = rig.ask(client, "why", claim=refusal["claim"])
+    assert story["state"] == "refused"
+    assert story["lines"][-1].endswith(refusal["sentence"])
+
+
+def test_capabilities_are_those_of_this_machine_and_this_daemon(rig: Rig) -> None:
+    reply = rig.ask(rig.client(), "capabilities")
+
+    assert (reply["machine"], reply["backend"], reply["architecture"]) == ("fake", "fake", "fake")
+    assert (reply["pools"], reply["cpus_possible"], reply["cpus_online"]) == ({"any": 4}, [0, 1], [0, 1])
+    assert reply["registers"] == {"lengths": {}, "default_lengths": {}, "reports": {}, "notes": []}
+    assert reply["limits"] == {
+        "message_bytes": 65536,
+        "claims_per_session": 50,
+        "sessions": 1000,
+        "messages_queued_per_session": 256,
+        "hits_bytes_queued_per_session": 16 * 2**20,
+        "ring_bytes_default": 256 * 1024,
+        "ring_bytes_max": 8 * 2**20,
+    }
+
+
+def test_to_ask_changes_nothing(rig: Rig) -> None:
+    client = rig.client()
+    mine = claim(rig, client, tid=TID)
+    before = rig.arbiter.books.dump()
+
+    for op, fields in (("slots", {}), ("capabilities", {}), ("counts", {"claim": mine}), ("why", {"claim": mine})):
+        assert rig.ask(client, op, **fields)["op"] == op
+
+    assert rig.arbiter.books.dump() == before
