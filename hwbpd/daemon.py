@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
-import zmq
 
 from hwbpd.clock import MonotonicClock
 from hwbpd.core.arbiter import Arbiter
@@ -30,7 +29,6 @@ from hwbpd.settings import Settings, socket_path
 
 log = structlog.get_logger("hwbpd")
 
-LINGER_MS = 500  # how long the last notices may take on their way out
 SOCKET_MODE = 0o600  # root only, as long as only root is served
 
 
@@ -53,8 +51,7 @@ def run(settings: Settings, plugins: Plugins | None = None) -> None:
         stack.callback(machine.close)
         backend = plugins.backend(machine.facts)
         topology = machine.topology()
-        router = stack.enter_context(_router_on(path, settings))
-        network = RouterNetwork(router)
+        network = RouterNetwork(path, settings.limits, SOCKET_MODE)
         stack.callback(network.close)
         stop_fd = stack.enter_context(_stop_signals())
         server = Server(
@@ -93,27 +90,6 @@ def _only_daemon_on(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)  # the file stays: removing it would let two daemons lock two files of one name
-
-
-@contextlib.contextmanager
-def _router_on(path: Path, settings: Settings) -> Iterator[zmq.Socket[bytes]]:
-    context = zmq.Context()
-    router = context.socket(zmq.ROUTER)
-    try:
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else a full queue drops without a word
-        router.setsockopt(zmq.MAXMSGSIZE, settings.limits.message_bytes)
-        router.setsockopt(zmq.SNDHWM, settings.limits.messages_queued_per_session)
-        router.setsockopt(zmq.LINGER, LINGER_MS)
-        old_mask = os.umask(0o777 & ~SOCKET_MODE)
-        try:
-            router.bind(f"ipc://{path}")
-        finally:
-            os.umask(old_mask)
-        yield router
-    finally:
-        router.close()
-        context.term()
-        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,16 @@
 """
 The ROUTER and its monitor: what came in, through which connection, and which connections are lost.
 
-Everything the daemon knows of ZeroMQ's ways is here and in ``daemon.py``, which binds the socket.
+Everything the daemon knows of ZeroMQ's ways is here.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
+import secrets
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import zmq
@@ -16,8 +20,11 @@ from zmq.utils.monitor import recv_monitor_message
 from hwbpd import peers
 from hwbpd.core.errors import BadMessage
 from hwbpd.peers import Connection, Peer
+from hwbpd.settings import Limits
 
 OWN_ID_BYTES = 5  # a nought and a number: what a ROUTER calls those who do not name themselves
+HANDSHAKES = "inproc://zeromq.zap.01"  # where libzmq asks
+LINGER_MS = 500  # how long the last notices may take on their way out
 
 
 class Incoming(Struct, frozen=True):
@@ -67,27 +74,58 @@ class Unreadable(Exception):
 
 class RouterNetwork:
     """
-    A bound ZeroMQ ROUTER.
+    A ZeroMQ ROUTER on ``ipc://path``.
 
-    :param router: with ROUTER_MANDATORY set, or it drops without a word, and MAXMSGSIZE.
+    :param limits: what a peer may send, and how many messages may wait for it.
+    :param mode: of the socket file: who may connect.
+    :raises zmq.ZMQError: when it cannot be bound.
+
+    Connections are told apart by ids that the ROUTER makes up, counting from a random number. A peer that names itself
+    is refused when it speaks, but libzmq takes the name at once, and aborts the process when it later makes up that
+    very id. libzmq does not seed the C library's random numbers, so each process would count from the same: we do.
+
+    Handshakes are answered here (ZAP, ZeroMQ RFC 27), because libzmq then turns away peers of ZMTP 1.0 and 2.0, whose
+    messages come without credentials.
     """
 
-    def __init__(self, router: zmq.Socket[bytes]) -> None:
-        self._router = router
-        self._monitor: zmq.Socket[bytes] = router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    def __init__(self, path: Path, limits: Limits, mode: int) -> None:
+        ctypes.CDLL(None).srand(secrets.randbits(31))
+        self._path = path
+        self._context = zmq.Context()
+        self._handshakes = self._context.socket(zmq.REP)
+        self._handshakes.bind(HANDSHAKES)
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else a full queue drops without a word
+        self._router.setsockopt(zmq.MAXMSGSIZE, limits.message_bytes)
+        self._router.setsockopt(zmq.SNDHWM, limits.messages_queued_per_session)
+        self._router.setsockopt(zmq.LINGER, LINGER_MS)
+        self._router.setsockopt(zmq.ZAP_DOMAIN, b"hwbpd")  # without one, libzmq asks nobody
+        self._monitor: zmq.Socket[bytes] = self._router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        old_mask = os.umask(0o777 & ~mode)
+        try:
+            self._router.bind(f"ipc://{path}")
+        except zmq.ZMQError:
+            self.close()
+            raise
+        finally:
+            os.umask(old_mask)
 
     def close(self) -> None:
-        """Stop watching connections; the ROUTER belongs to the caller."""
+        """Let the last messages go and remove the socket file."""
         self._router.disable_monitor()
-        self._monitor.close()
+        for socket in (self._monitor, self._router, self._handshakes):
+            socket.close()
+        self._context.term()
+        self._path.unlink(missing_ok=True)
 
     def descriptors(self) -> Sequence[int]:
-        return int(self._router.getsockopt(zmq.FD)), int(self._monitor.getsockopt(zmq.FD))
+        return [int(socket.getsockopt(zmq.FD)) for socket in (self._router, self._monitor, self._handshakes)]
 
     def has_news(self) -> bool:
-        return _is_readable(self._router) or _is_readable(self._monitor)
+        return any(map(_is_readable, (self._router, self._monitor, self._handshakes)))
 
     def receive(self) -> Incoming | None:
+        self._answer_handshakes()
         try:
             frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
         except zmq.Again:
@@ -99,6 +137,11 @@ class RouterNetwork:
             told_apart = "connections are told apart by ids of this daemon"
             raise Unreadable(routing_id, BadMessage(f"do not set ZMQ_ROUTING_ID: {told_apart}"))
         return Incoming(routing_id, peers.connection_of(frames[1]), frames[1].bytes)
+
+    def _answer_handshakes(self) -> None:
+        while _is_readable(self._handshakes):
+            version, request_id, *_ = self._handshakes.recv_multipart(zmq.NOBLOCK)
+            self._handshakes.send_multipart((version, request_id, b"200", b"", b"", b""))
 
     def lost_connections(self) -> Iterator[int]:
         while _is_readable(self._monitor):

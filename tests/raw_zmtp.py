@@ -32,19 +32,29 @@ class RawPeer:
         self.socket.close()
 
     def shake_hands(self, **properties: bytes) -> None:
-        """Open as a DEALER of ZMTP 3.0; ``properties`` go into READY with - for _ (``Peer_Address``), __ stays."""
+        """Open as a DEALER of ZMTP 3.0, and wait until the other side agrees; ``properties`` as in ``offer_hand``."""
+        self.offer_hand(**properties)
+        self.take_hand()
+
+    def take_hand(self) -> None:
+        """Wait for the other side's part: its greeting and READY."""
+        self._receive(64)
+        self.receive_frame()
+
+    def offer_hand(self, **properties: bytes) -> None:
+        """Say our part of it; ``properties`` go into READY with - for _ (``Peer_Address``), __ stays."""
         self.socket.sendall(SIGNATURE + bytes([3, 0]) + b"NULL".ljust(20, b"\0") + bytes([0]) + bytes(31))
         body = b"\x05READY"
         for name, value in {"Socket_Type": b"DEALER", "Identity": b"", **properties}.items():
             written = (name if name.startswith("__") else name.replace("_", "-")).encode()
             body += bytes([len(written)]) + written + struct.pack(">I", len(value)) + value
         self.socket.sendall(bytes([COMMAND, len(body)]) + body)
-        self._receive(64)
-        self.receive_frame()  # the READY of the other side
 
     def shake_hands_v2(self) -> None:
         """Open as a DEALER of ZMTP 2.0."""
         self.socket.sendall(SIGNATURE + bytes([1, DEALER_V2]) + bytes([0, 0]))
+        self._receive(12)
+        self.receive_frame()  # the routing id of the other side
 
     def send(self, *frames: bytes) -> None:
         """Send one message of short frames."""

@@ -242,8 +242,10 @@ def test_a_daemon_survives_whatever_comes_through_the_door(stack: ExitStack, pat
         peer = stack.enter_context(RawPeer(str(path)))
         peer.socket.sendall(nonsense)
     old = stack.enter_context(RawPeer(str(path)))
-    old.shake_hands_v2()
-    old.send(msgpack.packb({"op": "hello", "id": 1, "version": 1}))
+    with suppress(EOFError):  # it may be hung up on
+        old.shake_hands_v2()
+        old.send(msgpack.packb({"op": "hello", "id": 1, "version": 1}))
+        assert msgpack.unpackb(old.receive_frame())["errno"] == "EPERM", "ZMTP 2.0 has no credentials"
     several = stack.enter_context(RawPeer(str(path)))
     several.shake_hands()
     several.send(b"one", b"two")

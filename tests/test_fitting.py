@@ -68,6 +68,11 @@ def test_without_a_thread_and_cpus_a_claim_is_for_every_cpu() -> None:
     assert fit().target == Target()
 
 
+def test_to_see_only_the_kernel_or_only_the_user_is_something_to_see() -> None:
+    assert (fit(user=False).mode.user, fit(user=False).mode.kernel) == (False, True)
+    assert (fit(kernel=False).mode.user, fit(kernel=False).mode.kernel) == (True, False)
+
+
 @pytest.mark.parametrize("delivery", [Delivery.COUNT, Delivery.HOLD])
 def test_who_wants_no_hits_gets_no_ring(delivery: Delivery) -> None:
     assert fit(delivery=delivery).mode == Mode(delivery=delivery, ring_bytes=0)

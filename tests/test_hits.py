@@ -184,6 +184,17 @@ def test_an_account_is_gone_once_it_is_forgotten(way: Way) -> None:
         way.hits.flow(7)
 
 
+def test_claims_that_are_over_leave_nothing_behind(way: Way) -> None:
+    for claim_id in range(10):
+        for resource_id in (2 * claim_id, 2 * claim_id + 1):
+            way.hits.route(resource_id, way.claim(claim_id, way.ann))
+        for resource_id in (2 * claim_id, 2 * claim_id + 1):
+            way.hits.unroute(resource_id, claim_id)
+        way.hits.forget(claim_id)
+
+    assert (way.hits._routes, way.hits._flows) == ({}, {})
+
+
 def test_what_is_drained_and_lost_adds_up_to_what_was_hit(way: Way) -> None:
     way.arm(1)
     way.hits.route(1, way.claim(7, way.ann))

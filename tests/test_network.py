@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import zmq
 
-from hwbpd import daemon, peers
+from hwbpd import peers
 from hwbpd.network import Incoming, RouterNetwork, Unreadable
 from hwbpd.peers import Connection
-from hwbpd.settings import Limits, Settings
+from hwbpd.settings import Limits
 from tests.raw_zmtp import RawPeer
 
 WAIT_S = 30.0
@@ -48,7 +48,7 @@ class Door:
     def __init__(self, path: Path, stack: ExitStack) -> None:
         limits = Limits(message_bytes=MESSAGE_BYTES, messages_queued_per_session=10)
         self.path = path
-        self.network = RouterNetwork(stack.enter_context(daemon._router_on(path, Settings(limits=limits))))
+        self.network = RouterNetwork(path, limits, 0o600)
         stack.callback(self.network.close)
         self._context = stack.enter_context(zmq.Context())
         self._stack = stack
@@ -64,6 +64,13 @@ class Door:
 
     def raw(self) -> RawPeer:
         return self._stack.enter_context(RawPeer(str(self.path)))
+
+    def shake_hands(self, peer: RawPeer, **properties: bytes) -> None:
+        """Let a raw peer in: the handshake is answered by us, in this very thread."""
+        peer.offer_hand(**properties)
+        self._until_something_comes()
+        assert self.network.receive() is None
+        peer.take_hand()
 
     def _until_something_comes(self) -> None:
         poller = select.poll()
@@ -244,7 +251,7 @@ def test_a_connection_that_ends_is_told_before_the_next_on_its_descriptor_speaks
 def test_what_a_peer_says_of_itself_is_not_believed(door: Door) -> None:
     # given a peer that claims to be another process, on another descriptor, and root by name
     peer = door.raw()
-    peer.shake_hands(Peer_Address=b"localhost:12:34:56", __fd=b"0", User_Id=b"root")
+    door.shake_hands(peer, Peer_Address=b"localhost:12:34:56", __fd=b"0", User_Id=b"root")
 
     # when it sends something
     peer.send(b"I am somebody else")
@@ -261,27 +268,15 @@ def test_what_a_peer_says_of_itself_is_not_believed(door: Door) -> None:
 def test_a_peer_of_an_old_version_has_no_identity(door: Door) -> None:
     # given a peer of ZMTP 2.0, which has no metadata
     peer = door.raw()
-    peer.shake_hands_v2()
-    peer.send(b"hello")
-
-    # when its message comes, then nothing is known of its connection; or it was hung up on before it could speak
     try:
+        peer.shake_hands_v2()
+        peer.send(b"hello")
+
+        # when its message comes, then nothing is known of its connection; or it is hung up on before it can speak
         incoming = door.next()
-    except HungUp:
+    except (EOFError, HungUp):
         return
     assert (incoming.data, incoming.connection) == (b"hello", None)
-
-
-def test_a_name_that_looks_like_the_routers_own_ids_brings_no_other_connection_with_it(door: Door) -> None:
-    honest, forger = door.dealer(), door.dealer(ROUTING_ID=b"\0\0\0\0\7")
-
-    honest.send(b"honest")
-    first = door.next()
-    forger.send(b"forged")
-    second = door.next()
-
-    assert second.connection is not None
-    assert second.connection != first.connection
 
 
 @pytest.mark.parametrize("chosen", [b"gdb", b"\1\0\0\0\1", b"\xff" * 255, b"\0chosen"])
@@ -290,8 +285,16 @@ def test_a_routing_id_that_a_client_chose_is_refused(door: Door, chosen: bytes) 
 
     dealer.send(b"hello")
 
-    with pytest.raises((Unreadable, HungUp)) as refused:
+    with pytest.raises(Unreadable, match="do not set ZMQ_ROUTING_ID") as refused:
         door.next()
-    if isinstance(refused.value, Unreadable):
-        assert refused.value.routing_id == chosen
-        assert "do not set ZMQ_ROUTING_ID" in str(refused.value.why)
+    assert refused.value.routing_id == chosen
+
+
+def test_a_name_that_looks_like_the_routers_own_ids_brings_no_other_connection_with_it(door: Door) -> None:
+    honest, forger = door.dealer(), door.dealer(ROUTING_ID=b"\0\0\0\0\7")
+
+    honest.send(b"honest")
+    forger.send(b"forged")
+
+    first, second = connection_of(door.next()), connection_of(door.next())
+    assert first != second

@@ -241,6 +241,25 @@ def test_nothing_is_sent_to_a_session_that_is_forgotten() -> None:
     assert not line.outbox.is_waiting
 
 
+def test_the_last_word_to_a_session_that_does_not_read_takes_the_place_of_all_that_waited() -> None:
+    # given a session that was sent a notice, and for which more waits
+    line = Line(room=1, messages_max=2)
+    line.outbox.send(line.session, lost(1))
+    line.outbox.send_hits(line.session, flow(1), 1, records(1))
+    for number in range(3):
+        line.outbox.send(line.session, Bye(number))
+
+    # when it is over, and one word is left for it
+    line.outbox.forget(line.session)
+    line.outbox.leave_word(line.session, Closing(sentence="over"))
+    assert line.outbox.is_waiting
+
+    # then that is what it reads next, under the next number
+    line.make_room(5)
+    assert line.sent[1:] == [{"op": "closing", "n": 2, "sentence": "over"}]
+    assert not line.outbox.is_waiting
+
+
 @pytest.mark.parametrize("room", [0, 1])
 def test_a_stranger_gets_its_reply_or_does_not(room: int) -> None:
     line = Line(room=room)

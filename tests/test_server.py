@@ -410,6 +410,45 @@ def test_who_does_not_read_its_replies_is_disconnected_and_nobody_else(small_rig
     assert not rig.outbox.is_waiting
 
 
+def test_the_last_word_of_one_session_is_not_read_in_the_next(small_rig: Rig) -> None:
+    # given a session that was ended because it did not read
+    rig = small_rig
+    slow = rig.client(room=1)
+    slow.room = 0
+    for _ in range(4):
+        slow.ask("capabilities")
+    rig.turn()
+    assert len(rig.sessions) == 0
+
+    # when it reads again and says hello in the same breath
+    slow.room = 10
+    slow.ask("hello", version=1)
+    rig.turn()
+
+    # then what closes the first session does not come after what opens the second
+    assert [message["op"] for message in slow.read()] in (["closing", "welcome"], ["welcome"])
+
+
+def test_who_says_goodbye_behind_a_flood_of_hits_has_its_answers(rig: Rig) -> None:
+    # given a client that is behind: its side is full of hits, and more wait for it
+    client = rig.client(room=1)
+    claim = granted(rig, client, ring_bytes=2**19)
+    rig.machine.hit(1, 1)
+    rig.turn()
+    rig.machine.hit(1, 1)
+    rig.turn()
+    assert rig.outbox.is_waiting
+
+    # when it releases its claim, says goodbye, and reads on
+    asked = [client.ask("release", claim=claim), client.ask("goodbye")]
+    rig.turn()
+    client.room = 100
+    rig.turn()
+
+    # then both requests are answered, in their order
+    assert [message["id"] for message in client.read() if "id" in message] == asked
+
+
 def test_stopping_ends_every_claim_and_tells_every_session() -> None:
     # given sessions with claims, and hits that nobody has drained
     rig = Rig()
