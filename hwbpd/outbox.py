@@ -17,7 +17,7 @@ import msgspec
 
 from hwbpd import wire
 from hwbpd.core.model import Claim
-from hwbpd.messages import Closing, Hits, Lost, Reply
+from hwbpd.messages import Hits, Notice, Reply
 from hwbpd.sessions import Session
 
 
@@ -52,14 +52,13 @@ class _WaitingHits:
         self.records: list[bytes] = []
 
 
-class Queue:
-    """What waits for one session."""
+class _Queue:
+    """What waits for one connection, of one session or of two that follow each other on it."""
 
-    __slots__ = ("hits_bytes", "items", "messages", "session")
+    __slots__ = ("hits_bytes", "items", "messages")
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.items: deque[Reply | Lost | Closing | _WaitingHits] = deque()
+    def __init__(self) -> None:
+        self.items: deque[tuple[Session | None, Reply | Notice | _WaitingHits]] = deque()
         self.messages = 0  # of items, those that are not hits
         self.hits_bytes = 0
 
@@ -71,7 +70,7 @@ class Outbox:
         self._transport = transport
         self._messages_max = messages_max
         self._hits_bytes_max = hits_bytes_max
-        self._queues: dict[int, Queue] = {}  # of the sessions for which something waits
+        self._queues: dict[bytes, _Queue] = {}  # per routing id, where something waits
         self.overrun: list[Session] = []  # sessions to be ended: they do not read
 
     @property
@@ -80,40 +79,46 @@ class Outbox:
         return bool(self._queues)
 
     def is_waiting_for(self, session: Session) -> bool:
-        """Whether something waits for this session."""
-        return session.session_id in self._queues
+        """Whether something waits for this session's connection."""
+        return session.routing_id in self._queues
 
-    def send(self, session: Session, message: Reply | Lost | Closing) -> None:
+    def send(self, session: Session, message: Reply | Notice) -> None:
         """Send a reply or a notice; the outbox numbers notices as they leave."""
-        queue = self._queues.get(session.session_id)
+        queue = self._queues.get(session.routing_id)
         if queue is None:
-            if self._transmit(session, message):
+            if self._transmit(session.routing_id, session, message):
                 return
-            queue = self._queues[session.session_id] = Queue(session)
-        queue.items.append(message)
+            queue = self._queues[session.routing_id] = _Queue()
+        queue.items.append((session, message))
         queue.messages += 1
         if queue.messages == self._messages_max + 1:
             self.overrun.append(session)
 
     def reply_to_stranger(self, routing_id: bytes, reply: Reply) -> None:
-        """Send a reply to somebody without a session; it is dropped if there is no room."""
-        self._transport.send(routing_id, wire.encode(reply))
+        """Send a reply to somebody without a session, behind what waits for it; dropped if there is no room."""
+        queue = self._queues.get(routing_id)
+        if queue is None:
+            self._transmit(routing_id, None, reply)
+        elif queue.messages <= self._messages_max:
+            queue.items.append((None, reply))
+            queue.messages += 1
 
     def send_hits(self, session: Session, flow: Flow, count: int, records: bytes) -> None:
         """Send hits, or let them wait, or drop them; ``flow`` keeps the account."""
-        queue = self._queues.get(session.session_id)
+        queue = self._queues.get(session.routing_id)
         if queue is None:
             flow.delivered += count
             if self._transmit_hits(session, flow, count, records):
                 return
             flow.delivered -= count
-            queue = self._queues[session.session_id] = Queue(session)
+            queue = self._queues[session.routing_id] = _Queue()
         if queue.hits_bytes + len(records) > self._hits_bytes_max:
             flow.dropped += count
             return
-        if not queue.items or not (isinstance(last := queue.items[-1], _WaitingHits) and last.flow is flow):
+        last = queue.items[-1][1] if queue.items else None
+        if not (isinstance(last, _WaitingHits) and last.flow is flow):
             last = _WaitingHits(flow)
-            queue.items.append(last)
+            queue.items.append((session, last))
         last.count += count
         last.records.append(records)
         queue.hits_bytes += len(records)
@@ -121,50 +126,50 @@ class Outbox:
 
     def flush(self) -> None:
         """Send what waits, as far as there is room now."""
-        for session_id, queue in tuple(self._queues.items()):
-            while queue.items and self._transmit_first(queue):
+        for routing_id, queue in tuple(self._queues.items()):
+            while queue.items and self._transmit_first(routing_id, queue):
                 pass
             if not queue.items:
-                del self._queues[session_id]
+                del self._queues[routing_id]
 
-    def leave_word(self, session: Session, notice: Closing) -> None:
+    def leave_word(self, session: Session, notice: Notice) -> None:
         """Let one notice wait for a session that is over because it does not read, until it reads or hangs up."""
-        queue = self._queues[session.session_id] = Queue(session)
-        queue.items.append(notice)
+        queue = self._queues[session.routing_id] = _Queue()
+        queue.items.append((session, notice))
         queue.messages = 1
 
     def forget(self, session: Session) -> None:
-        """The session is over; nothing waits for it any more."""
-        self._queues.pop(session.session_id, None)
+        """Nothing waits for that connection any more."""
+        self._queues.pop(session.routing_id, None)
 
-    def _transmit_first(self, queue: Queue) -> bool:
-        first = queue.items[0]
+    def _transmit_first(self, routing_id: bytes, queue: _Queue) -> bool:
+        session, first = queue.items[0]
         if isinstance(first, _WaitingHits):
+            assert session is not None
             records = b"".join(first.records)
-            if not self._transmit_hits(queue.session, first.flow, first.count, records):
+            if not self._transmit_hits(session, first.flow, first.count, records):
                 first.records = [records]
                 return False
             queue.hits_bytes -= len(records)
         else:
-            if not self._transmit(queue.session, first):
+            if not self._transmit(routing_id, session, first):
                 return False
             queue.messages -= 1
         queue.items.popleft()
         return True
 
-    def _transmit(self, session: Session, message: Reply | Lost | Closing) -> bool:
+    def _transmit(self, routing_id: bytes, session: Session | None, message: Reply | Notice) -> bool:
         if isinstance(message, Reply):
-            return self._transport.send(session.routing_id, wire.encode(message))
+            return self._transport.send(routing_id, wire.encode(message))
+        assert session is not None
         numbered = msgspec.structs.replace(message, n=session.notices_sent + 1)
-        if not self._transport.send(session.routing_id, wire.encode(numbered)):
+        if not self._transport.send(routing_id, wire.encode(numbered)):
             return False
         session.notices_sent += 1
         return True
 
     def _transmit_hits(self, session: Session, flow: Flow, count: int, records: bytes) -> bool:
-        notice = Hits(
-            flow.claim.claim_id, count, records, flow.lost, flow.dropped, n=session.notices_sent + 1
-        )
+        notice = Hits(flow.claim.claim_id, count, records, flow.lost, flow.dropped, n=session.notices_sent + 1)
         if not self._transport.send(session.routing_id, wire.encode(notice)):
             return False
         session.notices_sent += 1

@@ -176,9 +176,10 @@ class Server:
         log.info("session", owner=str(session.owner), uid=peer.uid, session=session.session_id, client=hello.client)
         return session
 
-    def _end_session(self, session: Session, reason: str) -> None:
+    def _end_session(self, session: Session, reason: str, still_reads: bool = False) -> None:
         self.feed(SessionEnded(self._clock.now_ns(), session.session_id, reason))
-        self._outbox.forget(session)
+        if not still_reads:
+            self._outbox.forget(session)
         self._epoll.unregister(session.peer.pidfd)
         self._sessions.close(session)
         log.info("session over", owner=str(session.owner), session=session.session_id, reason=reason)
@@ -186,7 +187,7 @@ class Server:
     def _close_session(self, session: Session, sentence: str) -> None:
         """End a session from our side, and say so."""
         self._outbox.send(session, messages.Closing(sentence=sentence))
-        self._end_session(session, sentence)
+        self._end_session(session, sentence, still_reads=True)
 
     def _disconnect_overrun(self) -> None:
         while self._outbox.overrun:
@@ -221,7 +222,8 @@ class Server:
     def _send(self, routing_id: bytes, reply: messages.Reply) -> None:
         session = self._sessions.on_route(routing_id)
         if session is not None and isinstance(reply, messages.Bye):
-            self._end_session(session, "it said goodbye")  # first: bye says that its slots are free
+            # First, because bye says that its slots are free; what waits for it goes out before.
+            self._end_session(session, "it said goodbye", still_reads=True)
             session = None
         if session is None:
             self._outbox.reply_to_stranger(routing_id, reply)

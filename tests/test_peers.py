@@ -197,15 +197,35 @@ def test_a_descriptor_that_is_closed_or_no_socket_is_refused() -> None:
         peers.identify(Connection(reader, our_address()))
 
 
-def test_a_process_that_is_gone_is_not_let_in(listener: socket.socket) -> None:
+@pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "not reaped yet"])
+def test_a_process_that_is_gone_is_not_let_in(listener: socket.socket, reaped: bool) -> None:
     with another_process(listener) as (client, ours):
+        pidfd = os.pidfd_open(client.pid)
         client.kill()
-        client.wait()
+        assert select.select([pidfd], [], [], WAIT_S)[0]
+        os.close(pidfd)
+        if reaped:
+            client.wait()
         before = descriptors_open()
 
         with pytest.raises(NotPermitted):
             peers.identify(Connection(ours.fileno(), address_of(os.geteuid(), os.getegid(), client.pid)))
 
+        assert descriptors_open() == before
+
+
+def test_a_process_that_cannot_be_looked_at_is_not_let_in(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> str:
+        raise PermissionError(path)
+
+    with connected(listener) as (ours, _):
+        before = descriptors_open()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "readlink", refuse)
+            with pytest.raises(NotPermitted, match="cannot be looked at"):
+                peers.identify(Connection(ours.fileno(), our_address()))
         assert descriptors_open() == before
 
 
@@ -231,8 +251,13 @@ def test_to_ask_keeps_nothing_of_the_connection_open(listener: socket.socket) ->
         assert client.recv(1) == b""
 
 
-def test_to_let_go_twice_does_no_harm(listener: socket.socket) -> None:
+def test_to_let_go_closes_what_pinned_the_process_and_twice_does_no_harm(listener: socket.socket) -> None:
     with connected(listener) as (ours, _):
+        before = descriptors_open()
         peer = peers.identify(Connection(ours.fileno(), our_address()))
-    peers.close(peer)
+        assert len(descriptors_open()) == len(before) + 1
+
+        peers.close(peer)
+
+        assert descriptors_open() == before
     peers.close(peer)

@@ -498,6 +498,22 @@ def test_hits_come_before_the_reply_that_ends_their_claim(rig: Rig) -> None:
     assert (released["op"], released["hits"], released["delivered"]) == ("released", 3, 3)
 
 
+def test_the_core_hears_once_per_drain_what_it_brought_and_what_was_lost(rig: Rig) -> None:
+    # given a ring for 85 hits
+    client = rig.client()
+    claim = granted(rig, client, ring_bytes=4096)
+
+    for hits, expected in ((3, (3, 0)), (100, (103, 15))):
+        # when it is hit and drained
+        rig.machine.hit(1, hits)
+        rig.clock.wind(0.01)
+        rig.turn()
+
+        # then the books have it
+        record = rig.arbiter.books.claims[claim]
+        assert (record.hits, record.lost) == expected
+
+
 def test_a_claim_ends_with_its_thread_after_its_last_hits(rig: Rig) -> None:
     client = rig.client()
     claim = granted(rig, client, tid=TID)
