@@ -9,12 +9,16 @@ ARGS =
 # The oracle: how many operations are compared with the running kernel, and from which seed (empty: a new one).
 N = 100000
 SEED =
+# Hostile input: how many messages.
+MESSAGES = 200000
+# Foreign users of slots: how many random scenarios.
+SCENARIOS = 300
 
 venv_python = .venv/bin/python
 pip_install = $(venv_python) -m pip install --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench oracle setup setup-dev clean
+.PHONY: help demo test bench oracle fuzz foreigners hotplug setup setup-dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +26,9 @@ help:
 	@echo 'make test      behaviour, types, lint and layout; ARGS="-k admission" for a part'
 	@echo 'make bench     latencies beside their floors: a bare echo, the bare system calls'
 	@echo 'make oracle    compare admission with the running kernel: N=100000 SEED=7'
+	@echo 'make fuzz      hostile input against a daemon: MESSAGES=200000 SEED=7'
+	@echo 'make foreigners  culprits outside hwbpd, named or left unnamed, never wrongly: SCENARIOS=300 SEED=7'
+	@echo 'make hotplug   take a CPU offline and back under claims; disturbs whatever runs beside it'
 	@echo 'make setup     only prepare .venv (setup-dev: with the tools for tests)'
 	@echo 'make clean     remove .venv and what the tools have left'
 
@@ -36,6 +43,15 @@ bench: setup-dev
 
 oracle: setup-dev
 	@$(venv_python) -m tests.judges.oracle --operations $(N) $(if $(SEED),--seed $(SEED))
+
+fuzz: setup-dev
+	@$(venv_python) -m tests.fuzz --messages $(MESSAGES) $(if $(SEED),--seed $(SEED))
+
+foreigners: setup-dev
+	@$(venv_python) -m tests.judges.foreigners --scenarios $(SCENARIOS) $(if $(SEED),--seed $(SEED))
+
+hotplug: setup-dev
+	@$(venv_python) -m pytest -m hotplug tests/hardware/test_hotplug.py tests/hardware/test_daemon_hotplug.py $(ARGS)
 
 setup: .venv/installed
 	@:

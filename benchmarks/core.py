@@ -43,8 +43,8 @@ def hold(arbiter: Arbiter, target: Target, request_id: int) -> int:
     """Take the arbiter through the first half of a claim's life; return its id."""
     (order,) = arbiter.step(request(target, request_id))
     assert isinstance(order, Arm), order
-    arbiter.step(Armed(request_id, order.claim_id))
-    return order.claim_id
+    arbiter.step(Armed(request_id, order.claim.claim_id))
+    return order.claim.claim_id
 
 
 def let_go(arbiter: Arbiter, claim_id: int, request_id: int) -> None:

@@ -12,6 +12,11 @@ It prints one line of JSON with its addresses and thread ids, then answers each 
     call N      call the function N times
     copy N      have the kernel copy eight bytes into the variable N times, by read(2)
     leave       have the threads of --threads exit; the process stays
+    grow N      make N more such threads, as fast as it goes
+    spawn N     N times, make a thread that writes once and exits
+    fork N      have a child process write N times, and wait for its end
+    exec        start this program anew in the same process; answers with its first line
+    abandon     have the first thread exit; another one answers from then on
     idle        do nothing
     quit        exit (as does the end of the input)
 
@@ -100,6 +105,7 @@ AARCH64 = {
 }
 
 MACHINE_CODE = {"x86_64": X86_64, "aarch64": AARCH64}
+EXIT_CALL = {"x86_64": 60, "aarch64": 93}  # exit(2) as the kernel has it: of one thread
 
 
 class Program:
@@ -191,19 +197,54 @@ def main(arguments: list[str] | None = None) -> None:
     while options.every is not None:
         _perform(program, workers, "write", 1)
         time.sleep(options.every / 1000)
-    for line in sys.stdin:
-        verb, *rest = line.split() or ["idle"]
-        if verb == "quit":
-            break
+    _serve(program, workers)
+
+
+def _serve(program: Program, workers: list[Worker]) -> None:
+    while True:
+        verb, *rest = sys.stdin.readline().split() or ["quit"]
         began_ns = time.monotonic_ns()
         match verb:
+            case "quit":
+                os._exit(0)
             case "idle":
                 did = 0
             case "leave":
                 did = _leave(workers)
+            case "grow":
+                workers += [Worker(program) for _ in range(int(rest[0]))]
+                did = len(workers)
+            case "spawn":
+                did = _spawn(program, int(rest[0]))
+            case "fork":
+                did = _fork(program, int(rest[0]))
+            case "exec":
+                os.execv(sys.executable, [sys.executable, *sys.argv])
+            case "abandon":
+                threading.Thread(target=_serve, args=(program, workers)).start()
+                _say(did=1, ns=time.monotonic_ns() - began_ns)
+                ctypes.CDLL(None).syscall(EXIT_CALL[os.uname().machine], 0)
             case _:
                 did = _perform(program, workers, verb, int(rest[0]))
         _say(did=did, ns=time.monotonic_ns() - began_ns)
+
+
+def _spawn(program: Program, times: int) -> int:
+    did: list[int] = []
+    for _ in range(times):
+        thread = threading.Thread(target=lambda: did.append(program.do("write", 1)))
+        thread.start()
+        thread.join()
+    return sum(did)
+
+
+def _fork(program: Program, times: int) -> int:
+    child = os.fork()
+    if child == 0:
+        program.do("write", times)
+        os._exit(0)
+    os.waitpid(child, 0)
+    return times
 
 
 def _perform(program: Program, workers: list[Worker], verb: str, times: int) -> int:

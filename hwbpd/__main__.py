@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import msgspec
-import zmq
 
 from hwbpd import daemon, logs, settings
 from hwbpd.core.errors import NotSupported
@@ -44,11 +43,8 @@ def main() -> int:
     logs.set_up(chosen.log_format, chosen.log_level)
     try:
         daemon.run(chosen)
-    except (daemon.AlreadyRunning, NotSupported, BrokenPlugin) as why:
+    except (daemon.AlreadyRunning, daemon.CannotListen, NotSupported, BrokenPlugin) as why:
         print(f"hwbpd: {why}", file=sys.stderr)
-        return 1
-    except (OSError, zmq.ZMQError) as why:
-        print(f"hwbpd: cannot listen on {settings.socket_path(chosen.socket)}: {why}", file=sys.stderr)
         return 1
     return 0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -17,19 +18,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
+import zmq
 
+from hwbpd.attribution import Attribution
 from hwbpd.clock import MonotonicClock
 from hwbpd.core.arbiter import Arbiter
+from hwbpd.core.errors import NotSupported
 from hwbpd.network import RouterNetwork
 from hwbpd.outbox import Outbox
 from hwbpd.plugins import Plugins
+from hwbpd.rights import Rights
 from hwbpd.server import Server
 from hwbpd.sessions import Sessions
 from hwbpd.settings import Settings, socket_path
+from hwbpd.warden import Warden
 
 log = structlog.get_logger("hwbpd")
 
-SOCKET_MODE = 0o600  # root only, as long as only root is served
+
+DESCRIPTORS_SPARE = 3000  # for claims, and for connections that are about to be hung up on
+
+
+class CannotListen(Exception):
+    """The socket, or the lock beside it, cannot be made; the message says why."""
 
 
 class AlreadyRunning(Exception):
@@ -41,44 +52,62 @@ def run(settings: Settings, plugins: Plugins | None = None) -> None:
     Serve until SIGTERM or SIGINT.
 
     :raises AlreadyRunning: when the socket is another daemon's; :raises NotSupported: when this host has no breakpoints
-        to give; :raises OSError: when the socket cannot be made.
+        to give; :raises CannotListen: when the socket cannot be made.
     """
     plugins = Plugins() if plugins is None else plugins
     path = socket_path(settings.socket)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_only_daemon_on(path))
+        _raise_descriptor_limit(settings.limits.sessions)
         machine = plugins.machine(settings.machine, {})
         stack.callback(machine.close)
         backend = plugins.backend(machine.facts)
+        warden = Warden()
+        stack.callback(warden.close)
         topology = machine.topology()
-        network = RouterNetwork(path, settings.limits, SOCKET_MODE)
+        clock = MonotonicClock()
+        try:
+            network = RouterNetwork(path, settings.limits, int(settings.socket_mode, 8), clock)
+        except zmq.ZMQError as why:
+            raise CannotListen(f"cannot listen on {path}: {why}") from None
         stack.callback(network.close)
         stop_fd = stack.enter_context(_stop_signals())
         server = Server(
             network=network,
-            arbiter=Arbiter(backend.slots(), topology.possible, topology.online),
+            arbiter=Arbiter(
+                backend.slots(),
+                topology.possible,
+                topology.online,
+                rearm_after_ns=int(settings.guard.rearm_after_s * 1e9),
+            ),
             machine=machine,
             backend=backend,
             sessions=Sessions(),
+            rights=Rights(warden, machine),
+            attribution=Attribution(machine, clock),
             outbox=Outbox(
                 network,
                 messages_max=settings.limits.messages_queued_per_session,
                 hits_bytes_max=settings.limits.hits_bytes_queued_per_session,
             ),
             settings=settings,
-            clock=MonotonicClock(),
+            clock=clock,
             epoch=secrets.randbits(63),
         )
         log.info("ready", socket=str(path), machine=machine.name, backend=backend.name, cpus=len(topology.online))
+        _tell_service_manager("READY=1")
         server.run(stop_fd)
         log.info("stopped", socket=str(path))
 
 
 @contextlib.contextmanager
 def _only_daemon_on(path: Path) -> Iterator[None]:
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    lock_path = path.with_name(path.name + ".lock")
-    lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock_path = path.with_name(path.name + ".lock")
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as why:
+        raise CannotListen(f"cannot listen on {path}: {why}") from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,6 +119,28 @@ def _only_daemon_on(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)  # the file stays: removing it would let two daemons lock two files of one name
+
+
+def _raise_descriptor_limit(sessions: int) -> None:
+    """
+    Take as many descriptors as the host gives, and refuse to live with too few.
+
+    libzmq ends the process when accept() finds none left, and a crowd may come between two looks at it.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < sessions + DESCRIPTORS_SPARE:
+        needed = f"{sessions} (limits.sessions) and {DESCRIPTORS_SPARE} more"
+        raise NotSupported(f"{hard} descriptors are too few for {needed}: raise LimitNOFILE=, or `ulimit -Hn`")
+
+
+def _tell_service_manager(state: str) -> None:
+    """sd_notify(3), where a service manager asked for it."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.connect("\0" + address[1:] if address.startswith("@") else address)
+            manager.send(state.encode())
 
 
 @contextlib.contextmanager

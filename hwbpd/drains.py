@@ -7,6 +7,8 @@ When to look into which ring: keeps an epoll in step with the armed resources.
 3. After a descriptor is armed again its ring is looked into once more: perf's POLLIN is used up by whoever polls
    first, and what came before is not announced.
 4. A full ring wakes nobody, so every ring is looked into once a second.
+5. A resource that only counts has no ring to wake us. One with a fuse is looked at every ``COUNT_NS``, so that it is
+   topped up before it blows.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 BURST_HITS = 4
 PACE_NS = 1_000_000
 SWEEP_NS = 1_000_000_000
+COUNT_NS = 250_000_000
 
 
 class Drains:
@@ -33,17 +36,20 @@ class Drains:
         self._quiet: dict[int, list[int]] = {}  # resource -> its descriptors that have fired and are not armed again
         self._due_ns: dict[int, int] = {}
         self._not_before_ns: dict[int, int] = {}  # rule 2
+        self._counted: set[int] = set()  # rule 5
         self._next_sweep_ns = 0
 
-    def begin(self, resource_id: int, descriptors: Sequence[int]) -> None:
-        """Poll these from now on."""
+    def begin(self, resource_id: int, descriptors: Sequence[int], counted: bool = False) -> None:
+        """Poll these from now on; with ``counted``, look at it again and again without being woken."""
         if resource_id in self._descriptors:
             return
         self._descriptors[resource_id] = descriptors
         for fd in descriptors:
             self._resource[fd] = resource_id
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
-        if descriptors:
+        if counted:
+            self._counted.add(resource_id)
+        if descriptors or counted:
             self._due_ns[resource_id] = 0  # rule 3
 
     def end(self, resource_id: int) -> None:
@@ -51,6 +57,7 @@ class Drains:
         for fd in self._descriptors.pop(resource_id, ()):
             del self._resource[fd]
             self._epoll.unregister(fd)
+        self._counted.discard(resource_id)
         for table in (self._quiet, self._due_ns, self._not_before_ns):
             table.pop(resource_id, None)
 
@@ -87,6 +94,9 @@ class Drains:
         else:
             self._not_before_ns.pop(resource_id, None)
         fired = self._quiet.get(resource_id)
+        if resource_id in self._counted and not fired:
+            self._due_ns[resource_id] = now_ns + COUNT_NS  # rule 5
+            return
         if not fired and not hits:
             del self._due_ns[resource_id]
             return

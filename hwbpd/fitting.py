@@ -1,74 +1,93 @@
 """
-From a peer's request to the event that the core decides on: asks the backend to fit the span, and the machine for the
-thread, before anything is counted.
+From a peer's wish to the terms of the core: asks the backend to fit the span, and the machine for the thread or
+process, before anything is counted.
 """
 
 from __future__ import annotations
 
 import mmap
 
-from hwbpd.core.errors import BadClaim, LimitReached
-from hwbpd.core.events import ClaimRequested
-from hwbpd.core.model import Access, Delivery, Mode, Owner, Span, Target
+from msgspec import Struct
+
+from hwbpd.core.errors import BadClaim, LimitReached, NotPermitted
+from hwbpd.core.model import Access, Delivery, Mode, Plan, Span, Target
 from hwbpd.hookspecs import Backend, Machine
-from hwbpd.messages import ClaimRequest
-from hwbpd.settings import Rings
+from hwbpd.messages import Wish
+from hwbpd.settings import Rings, Settings
 
 
-def claim_requested(
-    request: ClaimRequest, owner: Owner, now_ns: int, *, machine: Machine, backend: Backend, rings: Rings
-) -> ClaimRequested:
+class Fitted(Struct, frozen=True):
+    """A wish in the terms of the core."""
+
+    span: Span
+    access: Access
+    mode: Mode
+    target: Target
+    plan: Plan
+    guard_per_s: int
+
+
+def fit(wish: Wish, *, privileged: bool, machine: Machine, backend: Backend, settings: Settings) -> Fitted:
     """
-    Return the event for a request.
+    Return what a wish comes down to.
 
-    :raises HwbpError: for what no slot can express, a thread that does not exist, or a bound that is passed.
+    :param privileged: whether the peer may know where the kernel runs, and may go without a guard.
+    :raises HwbpError: for what no slot can express, a thread or process that does not exist, or a bound that is passed.
     """
-    span = Span(request.address, request.length)
-    access = Access.from_letters(request.access)
-    mode = mode_of(request, rings)
-    plan = backend.fit(span, access, mode)
-    return ClaimRequested(
-        now_ns=now_ns,
-        owner=owner,
-        request_id=request.id,
-        kind=request.kind,
-        span=span,
-        access=access,
-        mode=mode,
-        target=target_of(request, machine),
-        label=request.label,
-        plan=plan,
-    )
+    span = Span(wish.address, wish.length)
+    access = Access.from_letters(wish.access)
+    guard_per_s = _guard(wish, privileged, settings)
+    mode = _mode(wish, privileged, guard_per_s, settings)
+    return Fitted(span, access, mode, _target(wish, machine), backend.fit(span, access, mode), guard_per_s)
 
 
-def target_of(request: ClaimRequest, machine: Machine) -> Target:
-    """Return the target of a request; raises ``TargetGone`` for a thread that does not exist."""
-    cpus = request.cpus
+def _target(wish: Wish, machine: Machine) -> Target:
+    cpus = wish.cpus
     if cpus is not None and not cpus:
         raise BadClaim("cpus is an empty list: name at least one cpu, or leave it out for all of them")
+    if wish.pid and (wish.tid or cpus is not None):
+        raise BadClaim("pid is a process with all its threads on every cpu; it does not go with tid or cpus")
+    if wish.only_pid and (wish.pid or wish.tid or wish.delivery is not Delivery.HITS):
+        raise BadClaim("only_pid filters the hits of a cpu-wide claim; it does not go with pid, tid or mere counts")
     return Target(
-        task=machine.task(request.tid) if request.tid else None,
+        task=machine.task(wish.tid) if wish.tid else None,
         cpus=None if cpus is None else tuple(sorted(set(cpus))),
+        process=machine.process(wish.pid) if wish.pid else None,
     )
 
 
-def mode_of(request: ClaimRequest, rings: Rings) -> Mode:
-    """Return the mode of a request; raises ``BadClaim`` for combinations that could never show anything."""
-    if not (request.user or request.kernel):
+def _mode(wish: Wish, privileged: bool, guard_per_s: int, settings: Settings) -> Mode:
+    if not (wish.user or wish.kernel):
         raise BadClaim("neither user nor kernel hits are wanted: nothing could ever be seen; set one of them")
-    wants_hits = request.delivery is Delivery.HITS
-    if (request.user_chain or request.kernel_chain) and not wants_hits:
-        raise BadClaim(f"a call chain comes with a hit, and delivery {request.delivery!r} brings none; ask for 'hits'")
-    if request.ring_bytes and not wants_hits:
-        raise BadClaim(f"delivery {request.delivery!r} has no ring; leave ring_bytes out")
+    wants_hits = wish.delivery is Delivery.HITS
+    if (wish.user_chain or wish.kernel_chain) and not wants_hits:
+        raise BadClaim(f"a call chain comes with a hit, and delivery {wish.delivery!r} brings none; ask for 'hits'")
+    if wish.ring_bytes and not wants_hits:
+        raise BadClaim(f"delivery {wish.delivery!r} has no ring; leave ring_bytes out")
+    if wish.kernel_chain and not privileged:
+        raise NotPermitted("kernel call chains are for root only: they tell where the kernel runs")
     return Mode(
-        user=request.user,
-        kernel=request.kernel,
-        delivery=request.delivery,
-        user_chain=request.user_chain,
-        kernel_chain=request.kernel_chain,
-        ring_bytes=_ring_bytes(request.ring_bytes, rings) if wants_hits else 0,
+        user=wish.user,
+        kernel=wish.kernel,
+        delivery=wish.delivery,
+        user_chain=wish.user_chain,
+        kernel_chain=wish.kernel_chain,
+        ring_bytes=_ring_bytes(wish.ring_bytes, settings.rings) if wants_hits else 0,
+        across_exec=wish.across_exec,
+        hide_kernel=wish.kernel and not privileged,
+        fuse_hits=0 if wish.delivery is Delivery.HOLD else guard_per_s,
+        only_pid=wish.only_pid,
     )
+
+
+def _guard(wish: Wish, privileged: bool, settings: Settings) -> int:
+    usual = settings.guard.hits_per_s
+    if wish.guard is None:
+        return usual
+    if not privileged and usual and not 0 < wish.guard <= usual:
+        asked = f"{wish.guard} hits a second" if wish.guard else "no bound"
+        raise LimitReached(f"guard: {asked} is for root only; others get at most {usual} (guard.hits_per_s)")
+    return wish.guard
 
 
 def _ring_bytes(asked: int, rings: Rings) -> int:

@@ -11,13 +11,14 @@ this module, ``hwbpd.core.model`` and ``hwbpd.core.errors``; nothing else of the
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import pluggy
 from msgspec import Struct
 
-from hwbpd.core.model import Access, Mode, Piece, Plan, Pool, Span, Target, Task, Totals
+from hwbpd.core.model import Access, Mode, Piece, Plan, Pool, Process, Span, Target, Task, Totals
 
 hookspec = pluggy.HookspecMarker("hwbpd")
 hookimpl = pluggy.HookimplMarker("hwbpd")
@@ -88,14 +89,41 @@ class ArmError(Exception):
     """
     The machine could not arm a resource, and has undone the legs it had armed.
 
-    ``errno`` is the kernel's; ``cpu`` and ``tid`` say which leg it refused.
+    ``errno`` is the kernel's; ``cpu`` and ``tid`` say which leg it refused. With EMFILE, ``needed`` descriptors were
+    computed before anything was opened, and ``allowed`` may be opened.
     """
 
-    def __init__(self, errno: int, *, cpu: int | None = None, tid: int | None = None) -> None:
+    def __init__(
+        self, errno: int, *, cpu: int | None = None, tid: int | None = None, needed: int = 0, allowed: int = 0
+    ) -> None:
         super().__init__(errno, cpu, tid)
         self.errno = errno
         self.cpu = cpu
         self.tid = tid
+        self.needed = needed
+        self.allowed = allowed
+
+
+class TargetEnd(enum.StrEnum):
+    """Why nothing will come from a resource any more."""
+
+    EXIT = "exit"  # the thread, or the whole process
+    EXEC = "exec"  # its addresses mean something else now
+
+
+class Foreign(Struct, frozen=True):
+    """
+    Somebody outside this daemon who has slots, or a number of slots that nobody can be named for (``pid`` 0).
+
+    ``evidence`` grades how it is known; ``place`` is as in ``Holder``.
+    """
+
+    pid: int
+    comm: str
+    uid: int
+    slots: int
+    place: str
+    evidence: str
 
 
 @runtime_checkable
@@ -113,17 +141,71 @@ class Machine(Protocol):
         """The CPUs there are now."""
         ...
 
+    def topology_descriptor(self) -> int | None:
+        """Becomes readable when a CPU comes or goes; ``topology_changed`` reads it empty. None if none ever does."""
+        ...
+
+    def topology_changed(self) -> None:
+        """Read ``topology_descriptor`` empty."""
+        ...
+
     def task(self, tid: int) -> Task:
         """Return the live thread with that number; raises ``TargetGone`` when there is none."""
+        ...
+
+    def process(self, pid: int) -> Process:
+        """Return the live process with that number; raises ``TargetGone`` when there is none."""
+        ...
+
+    def threads(self, process: Process) -> Sequence[int]:
+        """The thread ids of a process now."""
         ...
 
     def arm(self, resource_id: int, piece: Piece, target: Target, mode: Mode) -> None:
         """
         Take one slot on every leg of ``target`` and, unless the mode is to hold, let it report.
 
-        All or nothing: when a leg is refused, those before it are given back first.
+        All or nothing: when a leg is refused, those before it are given back first. CPU-wide on all CPUs means those
+        online now. A process means its threads now, and those born later without being told.
+
+        Unless ``mode.across_exec``, nothing is reported after an exec of the target. With ``mode.fuse_hits``, reporting
+        ends by itself after so many hits and ``top_up``s, whether or not this process gets to run; a machine that
+        cannot do that for a process leaves it to ``silence``.
 
         :raises ArmError: with the errno of the leg that was refused.
+        """
+        ...
+
+    def top_up(self, resource_id: int, hits: int) -> bool:
+        """Let a fused resource report so many more hits; return false if that is too late: a fuse has blown."""
+        ...
+
+    def is_fused(self, resource_id: int) -> bool:
+        """Whether the resource stops by itself; if not, only ``silence`` stops it."""
+        ...
+
+    def silence(self, resource_id: int) -> None:
+        """Stop reporting; the slot stays taken."""
+        ...
+
+    def rearm(self, resource_id: int, fuse_hits: int) -> None:
+        """
+        Let a silenced or blown resource report again, with a new fuse; its totals go on from where they were.
+
+        :raises ArmError: when the slot had to be given up for it and could not be had again. The resource then holds
+            nothing; ``disarm`` still returns its last hits and totals.
+        """
+        ...
+
+    def drop_cpu(self, resource_id: int, cpu: int) -> None:
+        """Give back the leg on a CPU that went offline, if there is one; its hits and totals are kept for later."""
+        ...
+
+    def add_cpu(self, resource_id: int, cpu: int) -> None:
+        """
+        Take a leg on a CPU that came online, for a resource that belongs there; nothing if it has one.
+
+        :raises ArmError: when the slot could not be had; the other legs go on.
         """
         ...
 
@@ -144,7 +226,8 @@ class Machine(Protocol):
         """
         The descriptors that become readable, or hang up, when ``drain`` has something or the target is gone.
 
-        They are pollable from ``arm`` to ``disarm``. What a ring held before it was registered for polling is not
+        They are pollable from ``arm`` to ``disarm``, or to the next ``rearm``, ``drop_cpu`` or ``add_cpu``, after which
+        there are others. What a ring held before it was registered for polling is not
         announced: drain once after registering.
         """
         ...
@@ -153,8 +236,17 @@ class Machine(Protocol):
         """Take at most about ``budget_bytes`` of records out of the resource's rings."""
         ...
 
-    def target_is_gone(self, resource_id: int) -> bool:
-        """Whether the thread the resource is for has exited (false for CPU-wide resources)."""
+    def end_of_target(self, resource_id: int) -> TargetEnd | None:
+        """Whether, and why, nothing will come any more (None for CPU-wide resources). Asking takes nothing away."""
+        ...
+
+    def foreign(self, pool: Pool, target: Target, cpu: int | None) -> Sequence[Foreign]:
+        """
+        Look for slots in the way of ``target`` that are not this machine's own.
+
+        Called in a worker thread, at most once a second; it may take a second, and tolerates everything vanishing
+        while it looks. ``cpu`` says where the kernel refused, if it did. Nobody is named without evidence.
+        """
         ...
 
     def close(self) -> None:

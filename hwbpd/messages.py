@@ -55,11 +55,15 @@ class SessionRequest(Request, frozen=True, kw_only=True):
     deadline_ns: U64 = 0
 
 
-class ClaimRequest(SessionRequest, frozen=True, tag="claim"):
+class Wish(SessionRequest, frozen=True):
+    """What is asked for, by a claim or by the question whether one would fit."""
+
     address: U64
     length: Annotated[int, Meta(ge=1, le=LENGTH_MAX)]
     access: Letters
-    tid: Tid = 0  # 0: no task
+    tid: Tid = 0  # 0: no thread
+    pid: Tid = 0  # 0: no process
+    only_pid: Tid = 0  # of a CPU-wide claim: deliver the hits of that process only
     cpus: Annotated[list[Cpu], Meta(max_length=CPU_MAX + 1)] | None = None  # None: all, or wherever the task runs
     user: bool = True
     kernel: bool = True
@@ -67,8 +71,26 @@ class ClaimRequest(SessionRequest, frozen=True, tag="claim"):
     user_chain: bool = False
     kernel_chain: bool = False
     ring_bytes: Annotated[int, Meta(ge=0, le=2**30)] = 0  # 0: as the daemon is set
+    across_exec: bool = False
+    guard: Annotated[int, Meta(ge=0, le=10**9)] | None = None  # hits a second; 0: no bound; None: as the daemon is set
     kind: Kind = Kind.PERF
     label: Name = ""
+
+
+class ClaimRequest(Wish, frozen=True, tag="claim"):
+    pass
+
+
+class Fit(Wish, frozen=True, tag="fit"):
+    """Would it fit now? Nothing is counted and nothing armed."""
+
+
+class Rearm(SessionRequest, frozen=True, tag="rearm"):
+    claim: Id
+
+
+class Foreign(SessionRequest, frozen=True, tag="foreign"):
+    """Who outside this daemon has slots?"""
 
 
 class Release(SessionRequest, frozen=True, tag="release"):
@@ -96,7 +118,19 @@ class Goodbye(SessionRequest, frozen=True, tag="goodbye"):
     pass
 
 
-AnyRequest = Hello | ClaimRequest | Release | Counts | Slots | Capabilities | Why | Goodbye
+AnyRequest = (
+    Hello
+    | ClaimRequest
+    | Fit
+    | Release
+    | Rearm
+    | Counts
+    | Slots
+    | Foreign
+    | Capabilities
+    | Why
+    | Goodbye
+)
 
 
 # --- replies ---------------------------------------------------------------------------------------------------------
@@ -125,16 +159,37 @@ class Granted(Reply, frozen=True, tag="granted"):
     claim: int
     pieces: list[PieceRow]
     ring_bytes: int
+    kind: str  # as which it is served: what was asked for, or "perf"
+    guard: int
+
+
+class FitReply(Reply, frozen=True, tag="fit"):
+    """``fits``, or the refusal a claim would get by what is in the books; outside users show only at the claim."""
+
+    fits: bool
+    pieces: list[PieceRow]
+    errno: str = ""
+    sentence: str = ""
+    holders: list[Holder] = []
+
+
+class RearmedReply(Reply, frozen=True, tag="rearmed"):
+    claim: int
+
+
+class ForeignReply(Reply, frozen=True, tag="foreign"):
+    holders: list[Holder]
 
 
 class Released(Reply, frozen=True, tag="released"):
-    """The final counts: ``hits = delivered + lost + dropped`` for a claim that delivers hits."""
+    """The final counts: ``hits = delivered + lost + dropped + filtered`` for a claim that delivers hits."""
 
     claim: int
     hits: int
     delivered: int
     lost: int
     dropped: int
+    filtered: int = 0
 
 
 class CountsReply(Reply, frozen=True, tag="counts"):
@@ -143,6 +198,7 @@ class CountsReply(Reply, frozen=True, tag="counts"):
     delivered: int
     lost: int
     dropped: int
+    filtered: int = 0
 
 
 class CpuRow(Struct, frozen=True):
@@ -170,7 +226,7 @@ class ClaimRow(Struct, frozen=True, omit_defaults=True):
 
 class ResourceRow(Struct, frozen=True, omit_defaults=True):
     resource: int
-    address: int
+    address: int | None  # nil for those who may not see it
     length: int
     access: str
     pool: str
@@ -180,6 +236,7 @@ class ResourceRow(Struct, frozen=True, omit_defaults=True):
     tid: int
     cpus: list[int] | None
     claims: list[ClaimRow]
+    pid: int = 0
 
 
 class SlotsReply(Reply, frozen=True, tag="slots"):
@@ -237,7 +294,12 @@ class Hits(Notice, frozen=True, tag="hits"):
 
 
 class Lost(Notice, frozen=True, tag="lost"):
-    """The claim is over and its slot is free. ``reason``: "exit" (the target), "forced" (an operator released it)."""
+    """
+    The claim is over and its slot is free, because of ``reason``: the target's "exit" or "exec", an operator who
+    released it ("forced"), somebody else who took its slot while it was armed again ("stolen").
+
+    With ``cpu``, only the slot on that CPU is lost ("offline"), and the claim goes on.
+    """
 
     claim: int
     reason: str
@@ -246,6 +308,31 @@ class Lost(Notice, frozen=True, tag="lost"):
     delivered: int
     lost: int
     dropped: int
+    filtered: int = 0
+    cpu: int | None = None
+
+
+class Guarded(Notice, frozen=True, tag="guarded"):
+    """Too many hits: the claim keeps its slot and reports nothing until it is armed again."""
+
+    claim: int
+    sentence: str
+
+
+class Resumed(Notice, frozen=True, tag="resumed"):
+    """It reports again; with ``cpu``, on that CPU, which is back."""
+
+    claim: int
+    sentence: str
+    cpu: int | None = None
+
+
+class Suspended(Notice, frozen=True, tag="suspended"):
+    """The CPU is back and has no room for it."""
+
+    claim: int
+    sentence: str
+    cpu: int | None = None
 
 
 class Closing(Notice, frozen=True, tag="closing"):

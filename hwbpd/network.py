@@ -18,6 +18,8 @@ from msgspec import Struct
 from zmq.utils.monitor import recv_monitor_message
 
 from hwbpd import peers
+from hwbpd.clock import Clock
+from hwbpd.connections import Connections
 from hwbpd.core.errors import BadMessage
 from hwbpd.peers import Connection, Peer
 from hwbpd.settings import Limits
@@ -58,6 +60,10 @@ class Network(Protocol):
         """Return the process at the other end; raises ``NotPermitted``."""
         ...
 
+    def hang_up_on_users(self) -> None:
+        """End every connection of users other than root."""
+        ...
+
     def send(self, routing_id: bytes, data: bytes) -> bool:
         """Send without waiting; false when there is no room. To a peer that is gone everything counts as sent."""
         ...
@@ -88,7 +94,8 @@ class RouterNetwork:
     messages come without credentials.
     """
 
-    def __init__(self, path: Path, limits: Limits, mode: int) -> None:
+    def __init__(self, path: Path, limits: Limits, mode: int, clock: Clock) -> None:
+        self._clock = clock
         ctypes.CDLL(None).srand(secrets.randbits(31))
         self._path = path
         self._context = zmq.Context()
@@ -100,7 +107,10 @@ class RouterNetwork:
         self._router.setsockopt(zmq.SNDHWM, limits.messages_queued_per_session)
         self._router.setsockopt(zmq.LINGER, LINGER_MS)
         self._router.setsockopt(zmq.ZAP_DOMAIN, b"hwbpd")  # without one, libzmq asks nobody
-        self._monitor: zmq.Socket[bytes] = self._router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor: zmq.Socket[bytes] = self._router.get_monitor_socket(
+            zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+        )
+        self._connections = Connections(limits)
         old_mask = os.umask(0o777 & ~mode)
         try:
             self._router.bind(f"ipc://{path}")
@@ -140,15 +150,29 @@ class RouterNetwork:
 
     def _answer_handshakes(self) -> None:
         while _is_readable(self._handshakes):
-            version, request_id, *_ = self._handshakes.recv_multipart(zmq.NOBLOCK)
-            self._handshakes.send_multipart((version, request_id, b"200", b"", b"", b""))
+            version, request_id, _domain, address, *_ = self._handshakes.recv_multipart(zmq.NOBLOCK)
+            _, uid, _, _ = address.decode().rsplit(":", 3)
+            welcome = self._connections.may_connect(int(uid), self._clock.now_ns())
+            status, text = (b"200", b"") if welcome else (b"300", b"too many new connections; try again in a second")
+            self._handshakes.send_multipart((version, request_id, status, text, b"", b""))
 
     def lost_connections(self) -> Iterator[int]:
+        now_ns = self._clock.now_ns()
         while _is_readable(self._monitor):
-            yield recv_monitor_message(self._monitor, zmq.NOBLOCK)["value"]
+            message = recv_monitor_message(self._monitor, zmq.NOBLOCK)
+            if message["event"] == zmq.EVENT_ACCEPTED:
+                self._connections.accepted(message["value"], now_ns)
+            else:
+                self._connections.lost(message["value"])
+                yield message["value"]
+        self._connections.hang_up_on_silent(now_ns)
 
     def identify(self, connection: Connection) -> Peer:
+        self._connections.said_hello(connection.fd)
         return peers.identify(connection)
+
+    def hang_up_on_users(self) -> None:
+        self._connections.hang_up_on_users()
 
     def send(self, routing_id: bytes, data: bytes) -> bool:
         try:

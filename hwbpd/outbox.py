@@ -32,13 +32,14 @@ class Transport(Protocol):
 class Flow:
     """What has gone to one claim's owner. ``delivered`` hits are on their way, or wait in order behind others."""
 
-    __slots__ = ("claim", "delivered", "dropped", "lost")
+    __slots__ = ("claim", "delivered", "dropped", "filtered", "lost")
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
         self.delivered = 0
         self.lost = 0  # in the ring
         self.dropped = 0  # here
+        self.filtered = 0  # not for this claim
 
 
 class _WaitingHits:

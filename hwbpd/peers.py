@@ -5,8 +5,7 @@ Who a peer is comes from the kernel alone: SO_PEERCRED and SO_PEERPIDFD of the v
 through, which the transport hands over as the metadata ``__fd``, checked against its ``Peer-Address``. What a message
 says of its sender is never looked at. ZMTP 1.0 and 2.0 peers bring no metadata and are refused.
 
-For now only root of our own namespaces is served. A pid of another pid namespace would name a different
-process here, and a root of another user namespace is no root here.
+What a peer may do is decided in ``rights.py``.
 """
 
 from __future__ import annotations
@@ -61,27 +60,28 @@ def identify(connection: Connection) -> Peer:
     try:
         # A copy, because libzmq may close its descriptor at any time and the number be used again. It must not live
         # long: as long as it is open, the other end does not see ours close.
-        with _copy_of(connection.fd) as copy:
-            pid, uid, gid = _ucred.unpack(copy.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size))
+        with copy_of(connection.fd) as copy:
+            pid, uid, gid = credentials_of(copy)
             pidfd = _pidfd_of(copy, pid)
     except OSError as why:
         raise NotPermitted(f"the kernel does not say who you are ({why.strerror}); connect again") from None
     try:
         if connection.address.rsplit(":", 3)[1:] != [str(uid), str(gid), str(pid)]:
             raise NotPermitted("your connection has changed hands; connect again")
-        return Peer(pid, uid, gid, _comm_in_our_namespaces(pid, pidfd), pidfd)
+        return Peer(pid, uid, gid, _comm(pid, pidfd), pidfd)
     except NotPermitted:
         os.close(pidfd)
         raise
 
 
-def may_use_the_daemon(peer: Peer) -> None:
-    """:raises NotPermitted: unless the peer is root."""
-    if peer.uid != 0:
-        raise NotPermitted(f"uid {peer.uid} may not use this daemon: for now only root may")
+def credentials_of(connection: socket.socket) -> tuple[int, int, int]:
+    """Return pid, uid and gid of the other end, effective at its connect(); raises ``OSError``."""
+    pid, uid, gid = _ucred.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size))
+    return pid, uid, gid
 
 
-def _copy_of(fd: int) -> socket.socket:
+def copy_of(fd: int) -> socket.socket:
+    """Return a socket of our own on libzmq's descriptor, to be closed soon; raises ``OSError``."""
     copy = os.dup(fd)
     try:
         return socket.socket(fileno=copy)
@@ -105,12 +105,8 @@ def _pidfd_of(connection: socket.socket, pid: int) -> int:
         return os.pidfd_open(pid)
 
 
-def _comm_in_our_namespaces(pid: int, pidfd: int) -> str:
-    """Return the peer's name, having made sure that its numbers mean here what they mean to it."""
+def _comm(pid: int, pidfd: int) -> str:
     try:
-        for namespace in ("pid", "user"):
-            if os.readlink(f"/proc/{pid}/ns/{namespace}") != os.readlink(f"/proc/self/ns/{namespace}"):
-                raise NotPermitted(f"you are in another {namespace} namespace than the daemon")
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
             name = comm.read().strip()
     except OSError:

@@ -6,20 +6,64 @@ One line of log per decision, with the claim, its owner and the reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import structlog
 
+from hwbpd.attribution import Attribution, Place
 from hwbpd.clock import Clock
 from hwbpd.core.arbiter import describe
-from hwbpd.core.effects import Arm, Disarm, Effect, End, Ended, Grant, Refuse, Route, Unroute
-from hwbpd.core.events import AnyEvent, Armed, ArmFailed, Disarmed
-from hwbpd.core.model import Delivery, Totals
+from hwbpd.core.effects import (
+    AddLeg,
+    Arm,
+    Attribute,
+    Change,
+    Disarm,
+    DropLeg,
+    Effect,
+    End,
+    Ended,
+    Grant,
+    Rearm,
+    RearmDone,
+    Refuse,
+    Route,
+    Silence,
+    Tell,
+    TopUp,
+    Unroute,
+)
+from hwbpd.core.errors import Holder, HwbpError
+from hwbpd.core.events import (
+    AnyEvent,
+    Armed,
+    ArmFailed,
+    Disarmed,
+    ForeignFound,
+    FuseBlown,
+    LegRefused,
+    LegTaken,
+    Rearmed,
+    RearmFailed,
+)
+from hwbpd.core.model import Claim, Delivery, Totals
 from hwbpd.hits import Hits
 from hwbpd.hookspecs import ArmError, Machine
-from hwbpd.messages import Error, Granted, Lost, PieceRow, Released, Reply
+from hwbpd.messages import (
+    Error,
+    Granted,
+    Guarded,
+    Lost,
+    PieceRow,
+    RearmedReply,
+    Released,
+    Reply,
+    Resumed,
+    Suspended,
+)
 from hwbpd.outbox import Outbox
+from hwbpd.rights import Rights
 from hwbpd.sessions import Session, Sessions
 
 log = structlog.get_logger("hwbpd")
@@ -28,7 +72,7 @@ log = structlog.get_logger("hwbpd")
 class Watch(Protocol):
     """Whoever polls descriptors: the server's epoll, or a list in a test."""
 
-    def begin(self, resource_id: int, descriptors: Sequence[int]) -> None:
+    def begin(self, resource_id: int, descriptors: Sequence[int], counted: bool = False) -> None:
         """Poll these from now on, and drain once: what came before is not announced."""
         ...
 
@@ -41,8 +85,39 @@ class Performer:
     """The hands of the core."""
 
     def __init__(
-        self, machine: Machine, sessions: Sessions, outbox: Outbox, hits: Hits, watch: Watch, clock: Clock
+        self,
+        *,
+        machine: Machine,
+        sessions: Sessions,
+        rights: Rights,
+        outbox: Outbox,
+        hits: Hits,
+        attribution: Attribution,
+        watch: Watch,
+        clock: Clock,
+        later: Callable[[AnyEvent], None],
     ) -> None:
+        """:param later: takes the events that come of an effect after ``perform`` has returned."""
+        self._hands: dict[type[Effect], Callable[[Any], AnyEvent | None]] = {
+            Arm: self._arm,
+            Disarm: self._disarm,
+            Attribute: self._attribute,
+            TopUp: self._top_up,
+            Silence: self._silence,
+            Rearm: self._rearm,
+            DropLeg: self._drop_leg,
+            AddLeg: self._add_leg,
+            Route: self._route,
+            Unroute: self._unroute,
+            Grant: self._grant,
+            Refuse: self._refuse,
+            Tell: self._tell,
+            RearmDone: self._rearm_done,
+            Ended: self._ended,
+        }
+        self._rights = rights
+        self._attribution = attribution
+        self._later = later
         self._machine = machine
         self._sessions = sessions
         self._outbox = outbox
@@ -52,25 +127,36 @@ class Performer:
 
     def perform(self, effect: Effect) -> AnyEvent | None:
         """Carry out one effect; return what came of it, if the core waits for that."""
-        match effect:
-            case Arm():
-                return self._arm(effect)
-            case Disarm():
-                return self._disarm(effect)
-            case Route():
-                self._hits.route(effect.resource_id, effect.claim)
-                self._watch.begin(effect.resource_id, self._machine.descriptors(effect.resource_id))
-            case Unroute():
-                self._hits.unroute(effect.resource_id, effect.claim_id)
-            case Grant():
-                self._grant(effect)
-            case Refuse():
-                self._refuse(effect)
-            case Ended():
-                self._ended(effect)
-        return None
+        return self._hands[type(effect)](effect)
+
+    def _route(self, effect: Route) -> None:
+        self._hits.route(effect.resource_id, effect.claim)
+        self._watch_anew(effect.resource_id)
+
+    def _watch_anew(self, resource_id: int) -> None:
+        self._watch.begin(resource_id, self._machine.descriptors(resource_id), self._hits.is_counted(resource_id))
+
+    def _unroute(self, effect: Unroute) -> None:
+        self._hits.unroute(effect.resource_id, effect.claim_id)
+
+    def _top_up(self, effect: TopUp) -> AnyEvent | None:
+        in_time = self._machine.top_up(effect.resource_id, effect.hits)
+        return None if in_time else FuseBlown(self._clock.now_ns(), effect.resource_id)
+
+    def _silence(self, effect: Silence) -> None:
+        for resource_id in effect.resource_ids:
+            self._machine.silence(resource_id)
+
+    def _drop_leg(self, effect: DropLeg) -> None:
+        self._watch.end(effect.resource_id)
+        self._machine.drop_cpu(effect.resource_id, effect.cpu)
+        self._watch_anew(effect.resource_id)
+
+    def _rearm_done(self, effect: RearmDone) -> None:
+        self._reply(effect.to.session_id, RearmedReply(effect.request_id, effect.claim.claim_id))
 
     def _arm(self, effect: Arm) -> AnyEvent:
+        claim = effect.claim
         armed: list[int] = []
         try:
             for resource in effect.resources:
@@ -79,8 +165,77 @@ class Performer:
         except ArmError as refusal:
             for resource_id in armed:
                 self._machine.disarm(resource_id)
-            return ArmFailed(self._clock.now_ns(), effect.claim_id, refusal.errno, refusal.cpu, refusal.tid)
-        return Armed(self._clock.now_ns(), effect.claim_id)
+            return ArmFailed(
+                self._clock.now_ns(),
+                claim.claim_id,
+                refusal.errno,
+                refusal.cpu,
+                refusal.tid,
+                refusal.needed,
+                refusal.allowed,
+            )
+        session = self._sessions.of(claim.owner.session_id)
+        try:
+            if session is not None:
+                self._rights.still_may(session.peer, claim)
+        except HwbpError as refusal:
+            for resource_id in armed:
+                self._machine.disarm(resource_id)
+            now_ns = self._clock.now_ns()
+            return ArmFailed(now_ns, claim.claim_id, refusal.errno, None, None, sentence=str(refusal))
+        return Armed(self._clock.now_ns(), claim.claim_id)
+
+    def _rearm(self, effect: Rearm) -> AnyEvent:
+        failed = 0
+        for resource_id in effect.resource_ids:
+            self._watch.end(resource_id)
+            try:
+                self._machine.rearm(resource_id, effect.fuse_hits)
+            except ArmError as refusal:
+                failed = refusal.errno
+            self._watch_anew(resource_id)
+        if failed:
+            return RearmFailed(self._clock.now_ns(), effect.claim_id, failed)
+        return Rearmed(self._clock.now_ns(), effect.claim_id)
+
+    def _add_leg(self, effect: AddLeg) -> AnyEvent:
+        self._watch.end(effect.resource_id)
+        try:
+            self._machine.add_cpu(effect.resource_id, effect.cpu)
+        except ArmError as refusal:
+            return LegRefused(self._clock.now_ns(), effect.resource_id, effect.cpu, refusal.errno)
+        finally:
+            self._watch_anew(effect.resource_id)
+        return LegTaken(self._clock.now_ns(), effect.resource_id, effect.cpu)
+
+    def _attribute(self, effect: Attribute) -> None:
+        place = Place(effect.pool, effect.target, effect.cpu)
+
+        def found(holders: tuple[Holder, ...]) -> None:
+            self._later(ForeignFound(self._clock.now_ns(), effect.claim_id, holders))
+
+        self._attribution.look((place,), found)
+
+    def _tell(self, effect: Tell) -> None:
+        claim = effect.claim
+        log.info(
+            str(effect.change),
+            claim_id=claim.claim_id,
+            owner=str(claim.owner),
+            reason=effect.sentence,
+        )
+        owner = self._sessions.of(claim.owner.session_id)
+        if owner is None:
+            return
+        match effect.change:
+            case Change.GUARDED:
+                self._outbox.send(owner, Guarded(claim.claim_id, effect.sentence))
+            case Change.RESUMED:
+                self._outbox.send(owner, Resumed(claim.claim_id, effect.sentence, effect.cpu))
+            case Change.SUSPENDED:
+                self._outbox.send(owner, Suspended(claim.claim_id, effect.sentence, effect.cpu))
+            case Change.OFFLINE:
+                self._outbox.send(owner, self._lost(claim, "offline", effect.sentence, Totals(), effect.cpu))
 
     def _disarm(self, effect: Disarm) -> AnyEvent:
         hits = lost = 0
@@ -94,14 +249,21 @@ class Performer:
 
     def _grant(self, effect: Grant) -> None:
         claim = effect.claim
-        log.info("granted", claim_id=claim.claim_id, owner=str(claim.owner), claim=describe(claim), label=claim.label)
+        log.info(
+            "granted",
+            claim_id=claim.claim_id,
+            owner=str(claim.owner),
+            uid=claim.owner.uid,
+            claim=describe(claim),
+            label=claim.label,
+        )
         pieces = [
             PieceRow(piece.span.address, piece.span.length_bytes, piece.access.letters, piece.pool)
             for piece in effect.plan.pieces
         ]
-        self._reply(
-            claim.owner.session_id, Granted(effect.request_id, claim.claim_id, pieces, claim.mode.ring_bytes)
-        )
+        guard = claim.mode.fuse_hits
+        reply = Granted(effect.request_id, claim.claim_id, pieces, claim.mode.ring_bytes, str(claim.kind), guard)
+        self._reply(claim.owner.session_id, reply)
 
     def _refuse(self, effect: Refuse) -> None:
         error = effect.error
@@ -109,6 +271,7 @@ class Performer:
             "refused",
             claim_id=effect.claim_id,
             owner=str(effect.to),
+            uid=effect.to.uid,
             errno=error.errno_name,
             reason=str(error),
         )
@@ -132,30 +295,39 @@ class Performer:
             dropped=flow.dropped,
         )
         if claim.mode.delivery is Delivery.HITS:
-            assert totals.hits == flow.delivered + flow.dropped + totals.lost, (claim, totals)
-        if effect.how in {End.FORCED, End.EXIT}:
+            assert totals.hits == flow.delivered + flow.dropped + flow.filtered + totals.lost, (claim, totals)
+        if effect.how in {End.FORCED, End.EXIT, End.EXEC, End.STOLEN}:
             owner = self._sessions.of(claim.owner.session_id)
             if owner is not None:
-                self._outbox.send(
-                    owner,
-                    Lost(
-                        claim.claim_id,
-                        str(effect.how),
-                        effect.sentence,
-                        totals.hits,
-                        flow.delivered,
-                        totals.lost,
-                        flow.dropped,
-                    ),
-                )
+                self._outbox.send(owner, self._lost(claim, str(effect.how), effect.sentence, totals))
         if effect.asked_by is not None:
             self._reply(
                 effect.asked_by.session_id,
                 Released(
-                    effect.request_id, claim.claim_id, totals.hits, flow.delivered, totals.lost, flow.dropped
+                    effect.request_id,
+                    claim.claim_id,
+                    totals.hits,
+                    flow.delivered,
+                    totals.lost,
+                    flow.dropped,
+                    flow.filtered,
                 ),
             )
         self._hits.forget(claim.claim_id)
+
+    def _lost(self, claim: Claim, reason: str, sentence: str, totals: Totals, cpu: int | None = None) -> Lost:
+        flow = self._hits.flow(claim.claim_id)
+        return Lost(
+            claim.claim_id,
+            reason,
+            sentence,
+            totals.hits,
+            flow.delivered,
+            totals.lost,
+            flow.dropped,
+            flow.filtered,
+            cpu,
+        )
 
     def _reply(self, session_id: int, reply: Reply) -> None:
         session: Session | None = self._sessions.of(session_id)

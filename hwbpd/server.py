@@ -17,18 +17,31 @@ import select
 
 import structlog
 
-from hwbpd import fitting, messages, peers, wire
+from hwbpd import messages, peers, wire
+from hwbpd.attribution import Attribution
 from hwbpd.clock import Clock
 from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.errors import HwbpError, LimitReached, NotPermitted, RequestExpired, Stale, VersionMismatch
-from hwbpd.core.events import AnyEvent, HitsCounted, ReleaseRequested, SessionEnded, Stopping, TargetExited
+from hwbpd.core.events import (
+    AnyEvent,
+    CpuCameOnline,
+    CpuWentOffline,
+    HitsCounted,
+    SessionEnded,
+    Stopping,
+    TargetEnded,
+    Tick,
+)
 from hwbpd.drains import Drains
 from hwbpd.hits import Hits
-from hwbpd.hookspecs import Backend, Machine
+from hwbpd.hookspecs import Backend, Machine, TargetEnd
+from hwbpd.memory import MemoryWatch
 from hwbpd.network import Incoming, Network, Unreadable
 from hwbpd.outbox import Outbox
 from hwbpd.peers import Connection
 from hwbpd.performer import Performer
+from hwbpd.requests import ROOT, Requests
+from hwbpd.rights import Rights
 from hwbpd.sessions import Session, Sessions
 from hwbpd.settings import Settings
 from hwbpd.views import Views
@@ -54,6 +67,8 @@ class Server:
         machine: Machine,
         backend: Backend,
         sessions: Sessions,
+        rights: Rights,
+        attribution: Attribution,
         outbox: Outbox,
         settings: Settings,
         clock: Clock,
@@ -70,11 +85,38 @@ class Server:
         self._epoch = epoch
         self._epoll = select.epoll()
         self._drains = Drains(self._epoll)
+        self._pending: list[AnyEvent] = []  # came of effects, not stepped yet
         self._hits = Hits(machine, sessions, outbox, settings.rings.bytes_per_message)
-        self._performer = Performer(machine, sessions, outbox, self._hits, self._drains, clock)
-        self._views = Views(arbiter, self._hits, machine, backend, settings)
-        for fd in network.descriptors():
-            self._epoll.register(fd, select.EPOLLIN)
+        self._attribution = attribution
+        self._rights = rights
+        self._performer = Performer(
+            machine=machine,
+            sessions=sessions,
+            rights=rights,
+            outbox=outbox,
+            hits=self._hits,
+            attribution=self._attribution,
+            watch=self._drains,
+            clock=clock,
+            later=self._pending.append,
+        )
+        self._requests = Requests(
+            arbiter=arbiter,
+            machine=machine,
+            backend=backend,
+            sessions=sessions,
+            outbox=outbox,
+            rights=rights,
+            attribution=self._attribution,
+            views=Views(arbiter, self._hits, machine, backend, settings),
+            settings=settings,
+            feed=self.feed,
+        )
+        self._memory = MemoryWatch(settings.limits.memory_bytes)
+        self._topology_fd = machine.topology_descriptor()
+        for fd in (*network.descriptors(), self._attribution.fileno(), self._memory.fileno(), self._topology_fd):
+            if fd is not None:
+                self._epoll.register(fd, select.EPOLLIN)
         self._stop_fd = -1
 
     # --- the loop ----------------------------------------------------------------------------------------------------
@@ -91,9 +133,7 @@ class Server:
         """One turn of the loop; false when it is time to stop."""
         wait_s = 0.0
         if block and not self._network.has_news():
-            wait_s = self._drains.wait_s(self._clock.now_ns())
-            if self._outbox.is_waiting:
-                wait_s = min(wait_s, FLUSH_S)
+            wait_s = self._wait_s()
         ready = [fd for fd, _ in self._epoll.poll(wait_s)]
         if self._stop_fd in ready:
             return False
@@ -101,26 +141,48 @@ class Server:
             session = self._sessions.of_process(fd)
             if session is not None:
                 self._end_session(session, "its process ended")
+        if self._memory.fileno() in ready and self._memory.was_exceeded():
+            log.warning("too much memory", limit_bytes=self._settings.limits.memory_bytes, done="hung up on users")
+            self._network.hang_up_on_users()
+        if self._topology_fd in ready:
+            self._look_at_cpus()
         self._end_lost_sessions()
         self._serve_requests()
+        self._attribution.answers()
         for fd in ready:
             self._drains.woke(fd)
         now_ns = self._clock.now_ns()
         for resource_id in self._drains.due(now_ns):
             if resource_id in self._drains:  # one before it may have ended the claim that had both
                 self._drain(resource_id, now_ns)
+        deadline_ns = self._arbiter.next_deadline_ns()
+        if deadline_ns is not None and deadline_ns <= now_ns:
+            self.feed(Tick(now_ns))
+        self._step_pending()
         self._outbox.flush()
         self._disconnect_overrun()
         return True
 
     def feed(self, event: AnyEvent) -> None:
         """Step an event, carry out its effects, and step what comes of them, until nothing more does."""
-        pending = [event]
-        while pending:
-            for effect in self._arbiter.step(pending.pop(0)):
+        self._pending.append(event)
+        self._step_pending()
+
+    def _step_pending(self) -> None:
+        while self._pending:
+            for effect in self._arbiter.step(self._pending.pop(0)):
                 outcome = self._performer.perform(effect)
                 if outcome is not None:
-                    pending.append(outcome)
+                    self._pending.append(outcome)
+
+    def _wait_s(self) -> float:
+        """How long nothing needs to be done unless a descriptor says so."""
+        now_ns = self._clock.now_ns()
+        wait_s = self._drains.wait_s(now_ns)
+        deadline_ns = self._arbiter.next_deadline_ns()
+        if deadline_ns is not None:
+            wait_s = min(wait_s, max(0, deadline_ns - now_ns) / 1e9)
+        return min(wait_s, FLUSH_S) if self._outbox.is_waiting else wait_s
 
     def stop(self) -> None:
         """End every claim and tell every session."""
@@ -128,6 +190,8 @@ class Server:
         for session in self._sessions:
             self._close_session(session, "the daemon is stopping; every claim is released")
         self._outbox.flush()
+        self._attribution.close()
+        self._memory.close()
         self._epoll.close()
 
     # --- hits --------------------------------------------------------------------------------------------------------
@@ -136,9 +200,21 @@ class Server:
         batch = self._hits.drain(resource_id)
         if batch.hits or batch.lost:
             self.feed(HitsCounted(now_ns, resource_id, batch.hits, batch.lost))
-        elif self._machine.target_is_gone(resource_id):
-            self.feed(TargetExited(now_ns, resource_id))
+        else:
+            end = self._machine.end_of_target(resource_id)
+            if end is not None:
+                self.feed(TargetEnded(now_ns, resource_id, execed=end is TargetEnd.EXEC))
         self._drains.drained(resource_id, batch.hits, batch.more, now_ns)
+
+    # --- CPUs --------------------------------------------------------------------------------------------------------
+
+    def _look_at_cpus(self) -> None:
+        self._machine.topology_changed()
+        before, now = set(self._arbiter.books.online), set(self._machine.topology().online)
+        for cpu in sorted(before - now):
+            self.feed(CpuWentOffline(self._clock.now_ns(), cpu))
+        for cpu in sorted(now - before):
+            self.feed(CpuCameOnline(self._clock.now_ns(), cpu))
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
@@ -163,18 +239,24 @@ class Server:
             raise LimitReached(f"{len(self._sessions)} sessions are open; more are not allowed (limits.sessions)")
         peer = self._network.identify(connection)
         try:
-            peers.may_use_the_daemon(peer)
-        except NotPermitted as refusal:
+            self._check_sessions_of(peer.uid)
+            privileged = self._rights.is_privileged(peer)
+        except HwbpError:
             peers.close(peer)
-            log.info("refused", owner=f"{peer.comm}[{peer.pid}]", uid=peer.uid, errno="EPERM", reason=str(refusal))
             raise
         earlier = self._sessions.on_connection(connection.fd)
         if earlier is not None:
             self._end_session(earlier, "its connection was replaced")
         session = self._sessions.open(routing_id, connection, peer)
+        session.privileged = privileged
         self._epoll.register(peer.pidfd, select.EPOLLIN)
         log.info("session", owner=str(session.owner), uid=peer.uid, session=session.session_id, client=hello.client)
         return session
+
+    def _check_sessions_of(self, uid: int) -> None:
+        open_now, most = len(self._sessions.of_uid(uid)), self._settings.limits.sessions_per_uid
+        if uid != ROOT and open_now >= most:
+            raise LimitReached(f"uid {uid} has {open_now} sessions; more are not allowed (limits.sessions_per_uid)")
 
     def _end_session(self, session: Session, reason: str, still_reads: bool = False) -> None:
         self.feed(SessionEnded(self._clock.now_ns(), session.session_id, reason))
@@ -247,13 +329,13 @@ class Server:
         now_ns = self._clock.now_ns()
         if 0 < request.deadline_ns < now_ns:
             raise RequestExpired("the deadline of this request had passed when it was read; nothing was done")
-        return self._dispatch(session, request, now_ns)
+        return self._requests.answer(session, request, now_ns)
 
     def _hello(
         self, session: Session | None, routing_id: bytes, connection: Connection, request: messages.Hello
     ) -> messages.Welcome:
         if session is not None:
-            self._end_session(session, "it said hello again")
+            self._end_session(session, "it said hello again", still_reads=True)
         session = self._begin_session(routing_id, connection, request)
         return messages.Welcome(
             request.id,
@@ -263,43 +345,6 @@ class Server:
             self._machine.name,
             self._backend.name,
         )
-
-    def _dispatch(self, session: Session, request: messages.AnyRequest, now_ns: int) -> messages.Reply | None:
-        match request:
-            case messages.ClaimRequest():
-                self._claim(session, request, now_ns)
-            case messages.Release():
-                # Only root has a session for now, and root may release what others hold.
-                self.feed(ReleaseRequested(now_ns, session.owner, request.id, request.claim, operator=True))
-            case messages.Slots():
-                return self._views.slots(request, now_ns)
-            case messages.Counts():
-                return self._views.counts(request)
-            case messages.Capabilities():
-                return self._views.capabilities(request)
-            case messages.Why():
-                return self._views.why(request)
-            case messages.Goodbye():
-                return messages.Bye(request.id)
-        return None
-
-    def _claim(self, session: Session, request: messages.ClaimRequest, now_ns: int) -> None:
-        limit = self._settings.limits.claims_per_session
-        try:
-            if len(self._arbiter.books.sessions.get(session.session_id, ())) >= limit:
-                raise LimitReached(f"this session has {limit} claims; more are not allowed (limits.claims_per_session)")
-            event = fitting.claim_requested(
-                request,
-                session.owner,
-                now_ns,
-                machine=self._machine,
-                backend=self._backend,
-                rings=self._settings.rings,
-            )
-        except HwbpError as refusal:
-            log.info("refused", owner=str(session.owner), errno=refusal.errno_name, reason=str(refusal))
-            raise
-        self.feed(event)
 
 
 def _error(request_id: int, refusal: HwbpError) -> messages.Error:

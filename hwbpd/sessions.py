@@ -8,7 +8,7 @@ client chose: those can be squatted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from hwbpd import peers
 from hwbpd.core.model import Owner
@@ -18,7 +18,7 @@ from hwbpd.peers import Connection, Peer
 class Session:
     """One connection and the process behind it."""
 
-    __slots__ = ("connection", "notices_sent", "owner", "peer", "routing_id")
+    __slots__ = ("connection", "notices_sent", "owner", "peer", "privileged", "routing_id")
 
     def __init__(self, session_id: int, routing_id: bytes, connection: Connection, peer: Peer) -> None:
         self.owner = Owner(session_id, peer.pid, peer.uid, peer.gid, peer.comm)
@@ -26,6 +26,7 @@ class Session:
         self.connection = connection
         self.peer = peer
         self.notices_sent = 0
+        self.privileged = False  # at hello: may look at what others hold and release it; claims are asked about anew
 
     @property
     def session_id(self) -> int:
@@ -41,6 +42,7 @@ class Sessions:
         self._by_routing_id: dict[bytes, Session] = {}
         self._by_fd: dict[int, Session] = {}
         self._by_pidfd: dict[int, Session] = {}
+        self._by_uid: dict[int, dict[int, Session]] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -56,6 +58,7 @@ class Sessions:
         self._by_routing_id[routing_id] = session
         self._by_fd[connection.fd] = session
         self._by_pidfd[peer.pidfd] = session
+        self._by_uid.setdefault(peer.uid, {})[session.session_id] = session
         return session
 
     def close(self, session: Session) -> None:
@@ -64,10 +67,17 @@ class Sessions:
         del self._by_routing_id[session.routing_id]
         del self._by_fd[session.connection.fd]
         del self._by_pidfd[session.peer.pidfd]
+        of_uid = self._by_uid[session.peer.uid]
+        del of_uid[session.session_id]
+        if not of_uid:
+            del self._by_uid[session.peer.uid]
         peers.close(session.peer)
 
     def of(self, session_id: int) -> Session | None:
         return self._by_id.get(session_id)
+
+    def of_uid(self, uid: int) -> Collection[Session]:
+        return self._by_uid.get(uid, {}).values()
 
     def on_route(self, routing_id: bytes) -> Session | None:
         return self._by_routing_id.get(routing_id)

@@ -23,7 +23,13 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 
     message_bytes: Annotated[int, Meta(ge=1024, le=16 * MIB)] = 65536
     claims_per_session: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
+    claims_per_uid: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
+    legs_per_uid: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
     sessions: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    sessions_per_uid: Annotated[int, Meta(ge=1, le=100_000)] = 64
+    connections_per_uid: Annotated[int, Meta(ge=1, le=100_000)] = 128
+    memory_bytes: Annotated[int, Meta(ge=64 * MIB, le=2**50)] = 1024 * MIB
+    connections_per_uid_per_s: Annotated[int, Meta(ge=1, le=100_000)] = 20
     messages_queued_per_session: Annotated[int, Meta(ge=1, le=100_000)] = 256
     hits_bytes_queued_per_session: Annotated[int, Meta(ge=4096, le=1024 * MIB)] = 16 * MIB
 
@@ -34,6 +40,13 @@ class Rings(Struct, frozen=True, forbid_unknown_fields=True):
     bytes_default: Annotated[int, Meta(ge=4096, le=1024 * MIB)] = 256 * 1024
     bytes_max: Annotated[int, Meta(ge=4096, le=1024 * MIB)] = 8 * MIB
     bytes_per_message: Annotated[int, Meta(ge=4096, le=16 * MIB)] = 128 * 1024
+
+
+class Guard(Struct, frozen=True, forbid_unknown_fields=True):
+    """Against floods."""
+
+    hits_per_s: Annotated[int, Meta(ge=0, le=10**9)] = 10_000
+    rearm_after_s: Annotated[float, Meta(ge=0, le=86400)] = 0.0
 
 
 def _check_rings(rings: Rings) -> None:
@@ -49,11 +62,13 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """All of it."""
 
     socket: str = ""  # empty: $HWBPD_SOCKET, $XDG_RUNTIME_DIR/hwbpd/hwbpd.sock, /run/hwbpd/hwbpd.sock
+    socket_mode: Annotated[str, Meta(pattern="^0[0-7]{3}$")] = "0666"
     machine: str = "auto"
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     limits: Limits = Limits()
     rings: Rings = Rings()
+    guard: Guard = Guard()
 
 
 class BadSettings(Exception):

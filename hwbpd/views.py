@@ -4,10 +4,13 @@ Answers to questions, from the books as they are. They change nothing, so they n
 
 from __future__ import annotations
 
+import msgspec
+
 from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.books import ClaimRecord
-from hwbpd.core.errors import NoSuchClaim
-from hwbpd.core.model import Delivery, Resource
+from hwbpd.core.errors import NoSuchClaim, NotPermitted
+from hwbpd.core.lifecycle import State
+from hwbpd.core.model import Delivery, Owner, Resource
 from hwbpd.hits import Hits
 from hwbpd.hookspecs import Backend, Machine
 from hwbpd.messages import (
@@ -37,8 +40,8 @@ class Views:
         self._backend = backend
         self._settings = settings
 
-    def slots(self, request: Slots, now_ns: int) -> SlotsReply:
-        """One page of who holds what."""
+    def slots(self, request: Slots, asking: Owner, privileged: bool, now_ns: int) -> SlotsReply:
+        """One page of who holds what. Whoever is not privileged sees the addresses of its own claims only."""
         # Resources are numbered upwards and entered in that order, so the first page costs only what it shows.
         rows: list[ResourceRow] = []
         more = False
@@ -48,7 +51,7 @@ class Views:
             if len(rows) == request.most:
                 more = True
                 break
-            rows.append(self._resource_row(resource, now_ns))
+            rows.append(self._resource_row(resource, now_ns, privileged or self._is_own(resource, asking)))
         return SlotsReply(
             request.id,
             pools={pool: counts.slots for pool, counts in self._books.pools.items()},
@@ -70,31 +73,36 @@ class Views:
             cpus_online=sorted(self._books.online),
             registers=self._backend.describe(),
             limits={
-                "message_bytes": limits.message_bytes,
-                "claims_per_session": limits.claims_per_session,
-                "sessions": limits.sessions,
-                "messages_queued_per_session": limits.messages_queued_per_session,
-                "hits_bytes_queued_per_session": limits.hits_bytes_queued_per_session,
+                **msgspec.structs.asdict(limits),
                 "ring_bytes_default": rings.bytes_default,
                 "ring_bytes_max": rings.bytes_max,
+                "guard_hits_per_s": self._settings.guard.hits_per_s,
             },
         )
 
-    def counts(self, request: Counts) -> CountsReply:
-        """The counts of a claim so far; raises ``NoSuchClaim``."""
+    def counts(self, request: Counts, asking: Owner, privileged: bool) -> CountsReply:
+        """The counts of a claim so far; raises ``NoSuchClaim``, and ``NotPermitted`` for somebody else's."""
         record = self._books.claims.get(request.claim)
-        if record is None:
+        if record is None or record.state is State.ATTRIBUTING:
             raise NoSuchClaim(f"claim {request.claim} is over or never was; `hwbpctl ls` lists those there are")
+        _check_own(record, asking, privileged)
         flow = self._hits.flow(request.claim)
         return CountsReply(
-            request.id, request.claim, self._hits_of(record), flow.delivered, self._lost_of(record), flow.dropped
+            request.id,
+            request.claim,
+            self._hits_of(record),
+            flow.delivered,
+            self._lost_of(record),
+            flow.dropped,
+            flow.filtered,
         )
 
-    def why(self, request: Why) -> WhyReply:
+    def why(self, request: Why, asking: Owner, privileged: bool) -> WhyReply:
         """The story of a claim, over or not; raises ``NoSuchClaim`` when it is not known, or no longer."""
         record = self._arbiter.record(request.claim)
         if record is None:
             raise NoSuchClaim(f"there is no claim {request.claim}, or it was over too long ago")
+        _check_own(record, asking, privileged)
         return WhyReply(request.id, request.claim, record.state, list(record.story.lines()))
 
     def _hits_of(self, record: ClaimRecord) -> int:
@@ -114,11 +122,14 @@ class Views:
             busiest_task={pool: counts.held_by_busiest(cpu) for pool, counts in pools},
         )
 
-    def _resource_row(self, resource: Resource, now_ns: int) -> ResourceRow:
+    def _is_own(self, resource: Resource, asking: Owner) -> bool:
+        return any(claim.owner.uid == asking.uid for claim in self._books.riders[resource.resource_id])
+
+    def _resource_row(self, resource: Resource, now_ns: int, shows_address: bool) -> ResourceRow:
         piece, target = resource.piece, resource.target
         return ResourceRow(
             resource=resource.resource_id,
-            address=piece.span.address,
+            address=piece.span.address if shows_address else None,
             length=piece.span.length_bytes,
             access=piece.access.letters,
             pool=piece.pool,
@@ -126,6 +137,7 @@ class Views:
             kernel=resource.mode.kernel,
             delivery=resource.mode.delivery,
             tid=target.task.tid if target.task else 0,
+            pid=target.process.pid if target.process else 0,
             cpus=None if target.cpus is None else list(target.cpus),
             claims=[
                 self._claim_row(self._books.claims[claim.claim_id], resource.resource_id, now_ns)
@@ -150,3 +162,9 @@ class Views:
             lost=totals.lost,
             dropped=flow.dropped,
         )
+
+
+def _check_own(record: ClaimRecord, asking: Owner, privileged: bool) -> None:
+    claim = record.claim
+    if not privileged and claim.owner.uid != asking.uid:
+        raise NotPermitted(f"claim {claim.claim_id} is uid {claim.owner.uid}'s; only they and root may look into it")

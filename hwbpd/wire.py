@@ -12,6 +12,8 @@ import msgspec
 from hwbpd.core.errors import BadMessage
 from hwbpd.messages import AnyRequest, Message
 
+SENTENCE_MAX = 300
+
 
 class _Envelope(msgspec.Struct):
     """As much of a bad request as is needed to answer it."""
@@ -37,7 +39,13 @@ def decode_request(data: bytes) -> AnyRequest:
     try:
         return _requests.decode(data)
     except _UNREADABLE as why:
-        raise BadMessage(f"not a request of protocol version 1: {why}") from None
+        raise BadMessage(f"not a request of protocol version 1: {_fit_to_print(str(why))}") from None
+
+
+def _fit_to_print(text: str) -> str:
+    """What the decoder says may repeat what the peer sent: no control characters, and not much of it."""
+    printable = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text[:SENTENCE_MAX])
+    return printable if len(text) <= SENTENCE_MAX else f"{printable}..."
 
 
 def request_id(data: bytes) -> int:

@@ -12,18 +12,20 @@ import os
 import random
 import struct
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from hwbpd.attribution import Answer, Attribution, Place, holder_of
 from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.errors import NotPermitted, TargetGone
-from hwbpd.core.model import Access, Delivery, Mode, Piece, Plan, Pool, Span, Target, Task, Totals
-from hwbpd.hookspecs import ArmError, Backend, Batch, CpuFacts, Topology
+from hwbpd.core.model import Access, Claim, Delivery, Mode, Piece, Plan, Pool, Process, Span, Target, Task, Totals
+from hwbpd.hookspecs import ArmError, Backend, Batch, CpuFacts, Foreign, TargetEnd, Topology
 from hwbpd.network import Incoming, Unreadable
 from hwbpd.outbox import Outbox
 from hwbpd.peers import Connection, Peer
+from hwbpd.rights import Rights
 from hwbpd.server import Server
 from hwbpd.sessions import Sessions
 from hwbpd.settings import Settings
@@ -32,6 +34,8 @@ from tests.slow_model import ANY_CPU, Event, SlowBooks
 ROOT = 0
 EPOCH = 7
 RECORD = struct.Struct("=IHHQIIQQII")  # docs/protocol.md, "Hit records"
+IN_KERNEL, IN_USER = 1, 2  # what a record says of where the CPU was
+KERNEL_IP, USER_IP = 0xFFFF_FFFF_8100_0000, 0x401000
 
 
 class FakeClock:
@@ -77,53 +81,91 @@ class FakeBackend:
 class _Armed:
     """One armed resource: what it counted, and the ring in which hits wait."""
 
-    def __init__(self, target: Target, mode: Mode, span: Span) -> None:
+    def __init__(self, piece: Piece, target: Target, mode: Mode) -> None:
+        self.piece = piece
         self.target = target
         self.mode = mode
-        self.span = span
         self.hits = 0
         self.lost = 0
         self.unreported_loss = 0
         self.ring: deque[bytes] = deque()
         self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.end: TargetEnd | None = None
+        self.silent = mode.delivery is Delivery.HOLD
+        self.fuse = mode.fuse_hits  # what is left of it; only looked at with mode.fuse_hits
 
 
 class FakeMachine:
     """
-    Registers in memory, admitted by the slow model as the kernel would.
+    Registers in memory, admitted by the slow model as the kernel would. Threads 2n and 2n + 1 are one process.
 
-    :param refuses: how likely the kernel refuses what fits, as it does when somebody outside holds slots.
+    :param refuses: how likely the kernel refuses what fits, as it does when somebody outside holds slots; ``steals`` is
+        how likely somebody takes a slot while it is armed again.
     """
 
     name = "fake"
     facts = CpuFacts("fake")
 
     def __init__(self, slots: Mapping[Pool, int], cpus: int, rng: random.Random, refuses: float = 0.0) -> None:
-        self._cpus = tuple(range(cpus))
-        self.kernel = SlowBooks(slots, self._cpus, self._cpus)
+        possible = tuple(range(cpus))
+        self.kernel = SlowBooks(slots, possible, possible)
         self._rng = rng
         self._refuses = refuses
+        self.steals = refuses
         self.tasks: dict[int, Task] = {}
         self.armed: dict[int, _Armed] = {}
+        self.outside: list[Foreign] = []  # whom a look finds
         self._started = 0
+        self._processes: dict[int, Process] = {}
+        self._topology_fd = -1  # made for whoever asks for it
 
     # --- what the world does -----------------------------------------------------------------------------------------
 
     def start_task(self, tid: int) -> None:
         self._started += 1
-        self.tasks[tid] = Task(tid, self._started)
+        pid = tid - tid % 2
+        if not any(task.process == self._processes.get(pid) for task in self.tasks.values()):
+            self._processes[pid] = Process(pid, self._started)
+        self.tasks[tid] = Task(tid, self._started, self._processes[pid])
 
     def exit_task(self, tid: int) -> None:
         gone = self.tasks.pop(tid)
         for armed in self.armed.values():
-            if armed.target.task == gone:
-                os.eventfd_write(armed.descriptor, 1)
+            if armed.target.task == gone or (
+                gone.process is not None and armed.target.process == gone.process and not self._lives(gone.process)
+            ):
+                self._end(armed, TargetEnd.EXIT)
 
-    def hit(self, resource_id: int, hits: int) -> None:
-        """Let the breakpoint fire; a ring has room for ``ring_bytes`` of records."""
+    def exec_task(self, tid: int) -> None:
+        """Let the thread run another program; the other threads of its process have exited before."""
+        task = self.tasks[tid]
+        for other in [other for other, of in self.tasks.items() if of.process == task.process and other != tid]:
+            self.exit_task(other)
+        for armed in self.armed.values():
+            is_target = armed.target.task == task or armed.target.process == task.process
+            if is_target and not armed.mode.across_exec:
+                self._end(armed, TargetEnd.EXEC)
+
+    def take_cpu_offline(self, cpu: int) -> None:
+        self._tell_cpus(one for one in self.kernel.online if one != cpu)
+
+    def bring_cpu_online(self, cpu: int) -> None:
+        self._tell_cpus({*self.kernel.online, cpu})
+
+    def _tell_cpus(self, online: Iterable[int]) -> None:
+        self.kernel.online = tuple(sorted(online))
+        if self._topology_fd >= 0:
+            os.eventfd_write(self._topology_fd, 1)
+
+    def hit(self, resource_id: int, hits: int, pid: int = 1, where: int = IN_USER) -> None:
+        """Let the breakpoint fire in a process; a ring has room for ``ring_bytes`` of records."""
         armed = self.armed[resource_id]
-        if armed.mode.delivery is Delivery.HOLD:
+        if armed.silent:
             return
+        if armed.mode.fuse_hits:
+            hits = min(hits, armed.fuse)
+            armed.fuse -= hits
+            armed.silent = not armed.fuse
         armed.hits += hits
         if armed.mode.delivery is not Delivery.HITS:
             return
@@ -131,30 +173,66 @@ class FakeMachine:
         lost = max(0, hits - room)
         armed.lost += lost
         armed.unreported_loss += lost
-        record = RECORD.pack(9, 2, RECORD.size, 0x401000, 1, 1, armed.hits, armed.span.address, 0, 0)
+        address = armed.piece.span.address
+        ip = KERNEL_IP if where == IN_KERNEL else USER_IP
+        record = RECORD.pack(9, where, RECORD.size, ip, pid, pid, armed.hits, address, 0, 0)
         armed.ring.extend([record] * (hits - lost))
+        os.eventfd_write(armed.descriptor, 1)
+
+    def _lives(self, process: Process) -> bool:
+        return any(task.process == process for task in self.tasks.values())
+
+    @staticmethod
+    def _end(armed: _Armed, end: TargetEnd) -> None:
+        armed.end = end
         os.eventfd_write(armed.descriptor, 1)
 
     # --- the contract ------------------------------------------------------------------------------------------------
 
     def topology(self) -> Topology:
-        return Topology(self._cpus, self._cpus)
+        return Topology(self.kernel.possible, self.kernel.online)
+
+    def topology_descriptor(self) -> int | None:
+        if self._topology_fd < 0:
+            self._topology_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        return self._topology_fd
+
+    def topology_changed(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._topology_fd)
 
     def task(self, tid: int) -> Task:
         if tid not in self.tasks:
             raise TargetGone(f"tid {tid} does not exist")
         return self.tasks[tid]
 
+    def process(self, pid: int) -> Process:
+        for task in self.tasks.values():
+            if task.process is not None and task.process.pid == pid:
+                return task.process
+        raise TargetGone(f"pid {pid} does not exist")
+
+    def threads(self, process: Process) -> Sequence[int]:
+        return [task.tid for task in self.tasks.values() if task.process == process]
+
     def arm(self, resource_id: int, piece: Piece, target: Target, mode: Mode) -> None:
         if target.task is not None and self.tasks.get(target.task.tid) != target.task:
             raise ArmError(errno.ESRCH, tid=target.task.tid)
+        if target.process is not None and not self._lives(target.process):
+            raise ArmError(errno.ESRCH, tid=target.process.pid)
+        for cpu in target.cpus or ():
+            if target.is_cpu_wide and cpu not in self.kernel.online:
+                raise ArmError(errno.ENODEV, cpu=cpu)
+        self.kernel.held[resource_id] = self._take(self.kernel.expand(target, piece.pool))
+        self.armed[resource_id] = _Armed(piece, target, mode)
+
+    def _take(self, wanted: Sequence[Event]) -> list[Event]:
         events: list[Event] = []
-        for event in self.kernel.expand(target, piece.pool):
+        for event in wanted:
             if self._rng.random() < self._refuses or not self.kernel.admits(event, [*self.kernel.events(), *events]):
                 raise ArmError(errno.ENOSPC, cpu=None if event.cpu == ANY_CPU else event.cpu)
             events.append(event)
-        self.kernel.held[resource_id] = events
-        self.armed[resource_id] = _Armed(target, mode, piece.span)
+        return events
 
     def disarm(self, resource_id: int) -> tuple[Batch, Totals]:
         batch = self.drain(resource_id, 2**30)
@@ -162,6 +240,39 @@ class FakeMachine:
         os.close(armed.descriptor)
         self.kernel.give_back(resource_id)
         return batch, Totals(armed.hits, armed.lost)
+
+    def top_up(self, resource_id: int, hits: int) -> bool:
+        armed = self.armed[resource_id]
+        if not armed.mode.fuse_hits:
+            return True
+        if armed.fuse:
+            armed.fuse += hits
+        return armed.fuse > 0
+
+    def is_fused(self, resource_id: int) -> bool:
+        return bool(self.armed[resource_id].mode.fuse_hits)
+
+    def silence(self, resource_id: int) -> None:
+        self.armed[resource_id].silent = True
+
+    def rearm(self, resource_id: int, fuse_hits: int) -> None:
+        armed = self.armed[resource_id]
+        if self._rng.random() < self.steals:
+            self.kernel.held[resource_id] = []
+            raise ArmError(errno.ENOSPC)
+        armed.silent, armed.fuse = False, fuse_hits
+
+    def drop_cpu(self, resource_id: int, cpu: int) -> None:
+        held = self.kernel.held[resource_id]
+        self.kernel.held[resource_id] = [event for event in held if event.task is not None or event.cpu != cpu]
+
+    def add_cpu(self, resource_id: int, cpu: int) -> None:
+        armed = self.armed[resource_id]
+        event = Event(None, cpu, armed.piece.pool)
+        assert armed.target.is_cpu_wide
+        assert armed.target.cpus is None or cpu in armed.target.cpus, "it does not belong there"
+        if event not in self.kernel.held[resource_id]:
+            self.kernel.held[resource_id] += self._take([event])
 
     def totals(self, resource_id: int) -> Totals:
         armed = self.armed[resource_id]
@@ -175,18 +286,88 @@ class FakeMachine:
         count = min(len(armed.ring), max(1, budget_bytes // RECORD.size))
         records = b"".join(armed.ring.popleft() for _ in range(count))
         lost, armed.unreported_loss = armed.unreported_loss, 0
-        if not armed.ring and not self.target_is_gone(resource_id):
+        if not armed.ring and armed.end is None:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(armed.descriptor)
         return Batch(records, count, lost, more=bool(armed.ring))
 
-    def target_is_gone(self, resource_id: int) -> bool:
-        task = self.armed[resource_id].target.task
-        return task is not None and self.tasks.get(task.tid) != task
+    def end_of_target(self, resource_id: int) -> TargetEnd | None:
+        return self.armed[resource_id].end
+
+    def foreign(self, pool: Pool, target: Target, cpu: int | None) -> Sequence[Foreign]:
+        return tuple(self.outside)
 
     def close(self) -> None:
         for resource_id in tuple(self.armed):
             self.disarm(resource_id)
+        if self._topology_fd >= 0:
+            os.close(self._topology_fd)
+            self._topology_fd = -1
+
+
+class FakeRights(Rights):
+    """
+    Root may do everything, and others what is not forbidden: the kernel is not asked.
+
+    ``forbidden`` tids are those that only root may watch; those in ``about_to_exec`` get privileges, and so become
+    forbidden, while a slot on them is being taken. Of ``gone`` pids nothing can be said any more.
+    """
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self._machine = machine
+        self.forbidden: set[int] = set()
+        self.about_to_exec: set[int] = set()
+        self.gone: set[int] = set()
+        self.privileged_uids = {ROOT}
+        self.allowed_cpu_wide = False  # to everybody, as with kernel.perf_event_paranoid at 0
+
+    def is_privileged(self, peer: Peer) -> bool:
+        if peer.pid in self.gone:
+            raise NotPermitted("the process that connected is gone or cannot be looked at")
+        return peer.uid in self.privileged_uids
+
+    def still_may(self, peer: Peer, claim: Claim) -> None:
+        self.forbidden |= self.about_to_exec.intersection(self._tids(claim.target))
+        super().still_may(peer, claim)
+
+    def may_claim(self, peer: Peer, target: Target, span: Span, mode: Mode) -> None:
+        if peer.uid in self.privileged_uids:
+            return
+        if target.is_cpu_wide and self.allowed_cpu_wide:
+            return
+        if target.is_cpu_wide or self.forbidden.intersection(self._tids(target)):
+            raise NotPermitted(f"uid {peer.uid} may not watch {target}")
+
+
+class LaterAttribution(Attribution):
+    """
+    Looks in the same thread, and answers when the server asks for answers: as late as the worker, and as planned.
+
+    While ``is_looking`` is set, it has nothing to answer yet.
+    """
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self.is_looking = False
+        self.looked_at: list[Place] = []
+        self._fake = machine
+        self._asked: deque[tuple[Sequence[Place], Answer]] = deque()
+        self._news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        return self._news
+
+    def look(self, places: Sequence[Place], answer: Answer, patient: bool = False) -> None:
+        self._asked.append((places, answer))
+
+    def answers(self) -> None:
+        while self._asked and not self.is_looking:
+            places, answer = self._asked.popleft()
+            self.looked_at += places
+            found = [one for place in places for one in self._fake.foreign(place.pool, place.target, place.cpu)]
+            answer(tuple(map(holder_of, found)))
+
+    def close(self) -> None:
+        os.close(self._news)
 
 
 class FakeClient:
@@ -284,6 +465,11 @@ class FakeNetwork:
         while self._lost:
             yield self._lost.popleft()
 
+    def hang_up_on_users(self) -> None:
+        for client in tuple(self._clients.values()):
+            if client.uid != ROOT:
+                self.lose(client)
+
     def identify(self, connection: Connection) -> Peer:
         for client in self._clients.values():
             if client.fd == connection.fd:
@@ -322,7 +508,10 @@ class Rig:
         self.machine = FakeMachine(self.slots, cpus, random.Random(seed), refuses)
         self.network = FakeNetwork()
         self.sessions = Sessions()
-        self.arbiter = Arbiter(self.slots, range(cpus), range(cpus))
+        rearm_after_ns = int(self.settings.guard.rearm_after_s * 1e9)
+        self.arbiter = Arbiter(self.slots, range(cpus), range(cpus), rearm_after_ns)
+        self.rights = FakeRights(self.machine)
+        self.attribution = LaterAttribution(self.machine)
         self.clients: list[FakeClient] = []
         self.outbox = Outbox(
             self.network,
@@ -335,6 +524,8 @@ class Rig:
             machine=self.machine,
             backend=backend or FakeBackend(self.slots),
             sessions=self.sessions,
+            rights=self.rights,
+            attribution=self.attribution,
             outbox=self.outbox,
             settings=self.settings,
             clock=self.clock,
@@ -369,6 +560,9 @@ class Rig:
 
     def stop(self) -> None:
         self.server.stop()
+        assert not self.machine.armed, "a daemon that stopped holds nothing"
+        assert not any(of for resource_id, of in self.machine.kernel.held.items() if resource_id >= 0)
+        self.machine.close()
         self.network.close()
         for client in self.clients:
             os.close(client.process)

@@ -12,6 +12,8 @@ events on CPU c, and T(t, c) the events of task t that are bound to c or to no C
 - for task t on any CPU     iff  max over all possible CPUs c of C(c) + T(t, c), + 1 <= S
 - for task t on CPU c       iff  C(c) + T(t, c) + 1 <= S
 
+A process is all its threads, each with an event of its own; a thread that has nothing else stands for the others.
+
 Pools never meet. Enabled or not, an event counts from its creation to its end.
 """
 
@@ -21,15 +23,18 @@ import enum
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from hwbpd.core.model import Plan, Pool, Resource, Target, Task
+from hwbpd.core.model import Plan, Pool, Process, Resource, Target, Task
 
 ANY_CPU = -1
 
 
 class Event(NamedTuple):
-    """What the kernel counts: one slot of a pool, for a task or for none, on one CPU or on any."""
+    """What the kernel counts: one slot of a pool, for a task or for none, on one CPU or on any.
 
-    task: Task | None
+    With a process, it stands for one such event on each of its threads.
+    """
+
+    task: Task | Process | None
     cpu: int
     pool: Pool
 
@@ -47,12 +52,24 @@ def cpu_wide(events: Iterable[Event], cpu: int, pool: Pool) -> int:
 
 def of_task(events: Iterable[Event], task: Task, cpu: int, pool: Pool) -> int:
     """T(task, cpu)."""
-    return sum(event.task == task and event.cpu in (cpu, ANY_CPU) and event.pool is pool for event in events)
+    whose = (task, task.process)
+    return sum(
+        event.task is not None and event.task in whose and event.cpu in (cpu, ANY_CPU) and event.pool is pool
+        for event in events
+    )
+
+
+def threads_of(events: Iterable[Event], process: Process) -> set[Task]:
+    """The threads of a process that have events, and one that has none of its own."""
+    named = {event.task for event in events if isinstance(event.task, Task) and event.task.process == process}
+    return named | {Task(0, 0, process)}
 
 
 def of_busiest(events: Sequence[Event], cpu: int, pool: Pool) -> int:
     """The greatest T(task, cpu) of any task, or 0."""
-    tasks = {event.task for event in events if event.task is not None}
+    tasks = {event.task for event in events if isinstance(event.task, Task)}
+    for process in {event.task for event in events if isinstance(event.task, Process)}:
+        tasks |= threads_of(events, process)
     return max((of_task(events, task, cpu, pool) for task in tasks), default=0)
 
 
@@ -70,25 +87,30 @@ class SlowBooks:
 
     def expand(self, target: Target, pool: Pool) -> list[Event]:
         """Return the events that one piece on ``target`` comes down to; all CPUs are those online now."""
-        cpus = (ANY_CPU,) if target.task is not None else self.online
+        cpus = self.online if target.is_cpu_wide else (ANY_CPU,)
         if target.cpus is not None:
             cpus = target.cpus
-        return [Event(target.task, cpu, pool) for cpu in cpus]
+        return [Event(target.task or target.process, cpu, pool) for cpu in cpus]
 
     def admits(self, event: Event, events: Sequence[Event]) -> bool:
         """Whether the kernel would add ``event`` to ``events``."""
-        task, cpu, pool = event
-        if task is None:
+        whose, cpu, pool = event
+        if whose is None:
             used = cpu_wide(events, cpu, pool) + of_busiest(events, cpu, pool)
         else:
+            tasks = threads_of(events, whose) if isinstance(whose, Process) else {whose}
             places = self.possible if cpu == ANY_CPU else (cpu,)
-            used = max(cpu_wide(events, place, pool) + of_task(events, task, place, pool) for place in places)
+            used = max(
+                cpu_wide(events, place, pool) + of_task(events, task, place, pool)
+                for place in places
+                for task in tasks
+            )
         return used + 1 <= self.slots[pool]
 
     def ask(self, target: Target, plan: Plan) -> Answer:
         """Add the events of the whole request one after the other, as somebody who opens them does; forget them."""
         for cpu in target.cpus or ():
-            if cpu not in (self.online if target.task is None else self.possible):
+            if cpu not in (self.online if target.is_cpu_wide else self.possible):
                 return Answer.OFFLINE
         events = self.events()
         for piece in plan.pieces:

@@ -21,6 +21,7 @@ from hwbpd.core.model import (
     Piece,
     Plan,
     Pool,
+    Process,
     Resource,
     Span,
     Target,
@@ -64,8 +65,9 @@ class History(NamedTuple):
 
 
 def task(number: int) -> Task:
-    """Return the ``number``-th task; each is another thread."""
-    return Task(TIDS_FROM + number, start_ticks=1000 + number)
+    """Return the ``number``-th task; each is another thread, two of them to a process."""
+    first = number - number % 2
+    return Task(TIDS_FROM + number, 1000 + number, Process(TIDS_FROM + first, 1000 + first))
 
 
 def owner(number: int) -> Owner:
@@ -111,12 +113,14 @@ def worlds(draw: st.DrawFn) -> World:
 
 
 def targets(world: World, stray: bool = False) -> st.SearchStrategy[Target]:
-    """All four forms. With ``stray``, a few name CPUs that are offline or that the machine does not have."""
+    """All five forms. With ``stray``, a few name CPUs that are offline or that the machine does not have."""
     nearby = (*world.possible, len(world.possible)) if stray else world.online
     some = st.sets(st.sampled_from(world.online), min_size=1)
     any_cpus = st.one_of(some, some, st.sets(st.sampled_from(nearby), min_size=1)) if stray else some
     cpus = st.one_of(st.none(), any_cpus.map(lambda chosen: tuple(sorted(chosen))))
-    return st.builds(Target, st.one_of(st.none(), st.sampled_from(world.tasks)), cpus)
+    processes = st.sampled_from(sorted({task.process for task in world.tasks if task.process}, key=lambda one: one.pid))
+    of_tasks = st.builds(Target, st.one_of(st.none(), st.sampled_from(world.tasks)), cpus)
+    return st.one_of(of_tasks, of_tasks, st.builds(Target, process=processes))
 
 
 def plans(world: World, most: int = 3) -> st.SearchStrategy[Plan]:

@@ -1,4 +1,4 @@
-"""Which ring is looked into when: the four rules of ``hwbpd/drains.py``, on a real epoll and a clock of our own."""
+"""Which ring is looked into when: the rules of ``hwbpd/drains.py``, on a real epoll and a clock of our own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hwbpd.drains import BURST_HITS, PACE_NS, SWEEP_NS, Drains
+from hwbpd.drains import BURST_HITS, COUNT_NS, PACE_NS, SWEEP_NS, Drains
 
 NOW = 5 * SWEEP_NS
 RING, OTHER = 1, 2
@@ -237,6 +237,45 @@ def test_every_ring_is_looked_into_once_a_second(rig: Rig) -> None:  # rule 4
     rig.drains.drained(OTHER, 0, more=False, now_ns=just_before + PACE_NS)
     assert rig.drains.due(NOW + 2 * SWEEP_NS - 1) == ()
     assert rig.drains.due(NOW + 2 * SWEEP_NS) == [RING, OTHER, 3]
+
+
+@pytest.mark.parametrize("descriptors", [0, 1])
+@pytest.mark.parametrize("hits", [0, 1, 100 * BURST_HITS])
+def test_what_only_counts_with_a_fuse_is_looked_at_again_and_again(rig: Rig, hits: int, descriptors: int) -> None:
+    # given a resource that tells of no hit, with a descriptor for the end of its thread or without one (rule 5)
+    rig.drains.begin(RING, [rig.ring() for _ in range(descriptors)], counted=True)
+    assert rig.drains.due(NOW) == [RING]
+    now_ns = NOW
+
+    # when it is looked at, whatever that brings
+    for _ in range(3):
+        rig.drains.drained(RING, hits, more=False, now_ns=now_ns)
+
+        # then it is due again a while later, and we sleep until then
+        assert rig.drains.due(now_ns + COUNT_NS - 1) == []
+        assert rig.drains.wait_s(now_ns) == COUNT_NS / 1e9
+        now_ns += COUNT_NS
+        assert rig.drains.due(now_ns) == [RING]
+
+    # and not after its end, nor when its number begins anew for what does not count
+    rig.drains.end(RING)
+    assert rig.drains.due(now_ns) == ()
+    rig.begin(RING)
+    assert rig.drains.due(now_ns + COUNT_NS - 1) == ()
+
+
+def test_the_end_of_a_thread_is_seen_at_once_where_hits_are_only_counted(rig: Rig) -> None:
+    # given a resource that only counts, with a descriptor that tells of the end of its thread
+    end = rig.ring()
+    rig.drains.begin(RING, [end], counted=True)
+    rig.drains.drained(RING, 0, more=False, now_ns=NOW)
+
+    # when that comes, then it is looked at, and told of until it is done with
+    rig.hit(end)
+    assert rig.wake() == [end]
+    assert rig.drains.due(NOW) == [RING]
+    rig.drains.drained(RING, 0, more=False, now_ns=NOW)
+    assert rig.wake() == [end]
 
 
 def test_without_rings_we_sleep_until_the_next_sweep(rig: Rig) -> None:

@@ -12,16 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwbpd import fitting
-from hwbpd.core.errors import BadClaim, HwbpError, LimitReached, TargetGone
-from hwbpd.core.events import ClaimRequested
-from hwbpd.core.model import Access, Delivery, Kind, Mode, Piece, Plan, Pool, Span, Target
+from hwbpd.core.errors import BadClaim, HwbpError, LimitReached, NotPermitted, TargetGone
+from hwbpd.core.model import Access, Delivery, Mode, Piece, Plan, Pool, Span, Target
+from hwbpd.fitting import Fitted
 from hwbpd.messages import ClaimRequest
-from hwbpd.settings import Rings
-from tests import strategies
+from hwbpd.settings import Guard, Rings, Settings
 from tests.fakes import FakeBackend, FakeMachine
 
 RINGS = Rings(bytes_default=2**16, bytes_max=2**20)
-OWNER = strategies.owner(0)
+USUAL = 500  # hits a second
 TID = 812
 
 
@@ -32,36 +31,111 @@ class PickyBackend(FakeBackend):
         raise BadClaim("DR0-DR3 hold nothing")
 
 
-def fit(picky: bool = False, piece_bytes: int = 0, **fields: Any) -> ClaimRequested:
-    """Fit a claim for eight bytes, changed by ``fields``, on a machine with one thread."""
+def fit(
+    picky: bool = False, piece_bytes: int = 0, privileged: bool = True, usual: int = USUAL, **fields: Any
+) -> Fitted:
+    """Fit a wish for eight bytes, changed by ``fields``, on a machine with one process of two threads."""
     machine = FakeMachine({Pool.ANY: 4}, 4, random.Random(0))
     machine.start_task(TID)
+    machine.start_task(TID + 1)
     backend = (PickyBackend if picky else FakeBackend)({Pool.ANY: 4}, piece_bytes)
     asked: dict[str, Any] = {"id": 5, "epoch": 1, "address": 0x404040, "length": 8, "access": "w", **fields}
-    return fitting.claim_requested(ClaimRequest(**asked), OWNER, 77, machine=machine, backend=backend, rings=RINGS)
-
-
-def test_a_request_becomes_the_event_it_asks_for() -> None:
-    event = fit(tid=TID, cpus=[3, 1, 3], kind=Kind.PTRACE, label="the list", kernel=False, user_chain=True)
-
-    assert (event.now_ns, event.owner, event.request_id) == (77, OWNER, 5)
-    assert (event.span, event.access, event.kind, event.label) == (
-        Span(0x404040, 8),
-        Access.WRITE,
-        Kind.PTRACE,
-        "the list",
+    settings = Settings(rings=RINGS, guard=Guard(hits_per_s=usual))
+    return fitting.fit(
+        ClaimRequest(**asked), privileged=privileged, machine=machine, backend=backend, settings=settings
     )
-    assert event.mode == Mode(kernel=False, user_chain=True, ring_bytes=RINGS.bytes_default)
-    assert event.target.task is not None
-    assert (event.target.task.tid, event.target.cpus) == (TID, (1, 3))
-    assert event.plan == Plan((Piece(Span(0x404040, 8), Access.WRITE, Pool.ANY),))
+
+
+def test_a_wish_comes_down_to_what_it_asks_for() -> None:
+    fitted = fit(tid=TID, cpus=[3, 1, 3], kernel=False, user_chain=True, across_exec=True)
+
+    assert (fitted.span, fitted.access) == (Span(0x404040, 8), Access.WRITE)
+    assert fitted.mode == Mode(
+        kernel=False, user_chain=True, ring_bytes=RINGS.bytes_default, across_exec=True, fuse_hits=USUAL
+    )
+    assert fitted.target.task is not None
+    assert (fitted.target.task.tid, fitted.target.cpus, fitted.target.process) == (TID, (1, 3), None)
+    assert fitted.plan == Plan((Piece(Span(0x404040, 8), Access.WRITE, Pool.ANY),))
+    assert fitted.guard_per_s == USUAL
+
+
+def test_a_process_is_asked_for_by_its_number() -> None:
+    target = fit(pid=TID).target
+
+    assert (target.task, target.cpus) == (None, None)
+    assert target.process is not None
+    assert target.process.pid == TID
+
+
+def test_of_cpu_wide_hits_those_of_one_process_can_be_asked_for() -> None:
+    assert (fit(only_pid=4711).mode.only_pid, fit(only_pid=4711, cpus=[1]).target) == (4711, Target(cpus=(1,)))
+    assert fit().mode.only_pid == 0
+
+
+# --- where the kernel runs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("privileged", [True, False])
+def test_where_the_kernel_runs_is_hidden_from_who_sees_its_hits_without_privileges(
+    privileged: bool, kernel: bool
+) -> None:
+    assert fit(privileged=privileged, kernel=kernel).mode.hide_kernel is (kernel and not privileged)
+
+
+def test_call_chains_of_the_kernel_are_for_the_privileged() -> None:
+    assert fit(kernel_chain=True).mode.kernel_chain
+    assert fit(privileged=False, user_chain=True).mode.user_chain
+    with pytest.raises(NotPermitted, match="kernel call chains are for root only"):
+        fit(privileged=False, kernel_chain=True)
+
+
+# --- the guard -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_who_does_not_mention_the_guard_gets_the_usual_one(privileged: bool) -> None:
+    fitted = fit(privileged=privileged)
+
+    assert (fitted.guard_per_s, fitted.mode.fuse_hits) == (USUAL, USUAL)
+
+
+@pytest.mark.parametrize(
+    ("asked", "privileged", "usual", "is_given"),
+    [
+        (1, False, USUAL, True),
+        (USUAL, False, USUAL, True),
+        (USUAL + 1, False, USUAL, False),
+        (0, False, USUAL, False),
+        (USUAL + 1, True, USUAL, True),
+        (0, True, USUAL, True),
+        (10**9, False, 0, True),
+        (0, False, 0, True),
+    ],
+)
+def test_more_than_the_usual_guard_or_none_is_for_the_privileged(
+    asked: int, privileged: bool, usual: int, is_given: bool
+) -> None:
+    if is_given:
+        fitted = fit(guard=asked, privileged=privileged, usual=usual)
+        assert (fitted.guard_per_s, fitted.mode.fuse_hits) == (asked, asked)
+        return
+    with pytest.raises(LimitReached) as refused:
+        fit(guard=asked, privileged=privileged, usual=usual)
+    assert f"at most {usual} (guard.hits_per_s)" in str(refused.value)
+    assert f"{asked} hits a second" in str(refused.value) or (not asked and "no bound" in str(refused.value))
+
+
+def test_a_slot_that_is_only_held_has_no_fuse() -> None:
+    assert fit(delivery=Delivery.HOLD).mode.fuse_hits == 0
+    assert fit(delivery=Delivery.HOLD, guard=7).mode.fuse_hits == 0
 
 
 def test_what_one_slot_cannot_hold_is_cut_by_the_backend() -> None:
-    event = fit(length=20, piece_bytes=8)
+    fitted = fit(length=20, piece_bytes=8)
 
-    assert event.span == Span(0x404040, 20)
-    assert [piece.span.length_bytes for piece in event.plan.pieces] == [8, 8, 4]
+    assert fitted.span == Span(0x404040, 20)
+    assert [piece.span.length_bytes for piece in fitted.plan.pieces] == [8, 8, 4]
 
 
 def test_without_a_thread_and_cpus_a_claim_is_for_every_cpu() -> None:
@@ -75,13 +149,21 @@ def test_to_see_only_the_kernel_or_only_the_user_is_something_to_see() -> None:
 
 @pytest.mark.parametrize("delivery", [Delivery.COUNT, Delivery.HOLD])
 def test_who_wants_no_hits_gets_no_ring(delivery: Delivery) -> None:
-    assert fit(delivery=delivery).mode == Mode(delivery=delivery, ring_bytes=0)
+    fuse_hits = USUAL if delivery is Delivery.COUNT else 0
+    assert fit(delivery=delivery).mode == Mode(delivery=delivery, ring_bytes=0, fuse_hits=fuse_hits)
 
 
 @pytest.mark.parametrize(
     ("fields", "refusal", "says"),
     [
         ({"tid": 4711}, TargetGone, "4711"),
+        ({"pid": 4711}, TargetGone, "4711"),
+        ({"pid": TID, "tid": TID}, BadClaim, "does not go with tid or cpus"),
+        ({"pid": TID, "cpus": [0]}, BadClaim, "does not go with tid or cpus"),
+        ({"only_pid": 5, "pid": TID}, BadClaim, "does not go with pid, tid or mere counts"),
+        ({"only_pid": 5, "tid": TID}, BadClaim, "does not go with pid, tid or mere counts"),
+        ({"only_pid": 5, "delivery": Delivery.COUNT}, BadClaim, "does not go with pid, tid or mere counts"),
+        ({"only_pid": 5, "delivery": Delivery.HOLD}, BadClaim, "does not go with pid, tid or mere counts"),
         ({"cpus": []}, BadClaim, "at least one cpu"),
         ({"user": False, "kernel": False}, BadClaim, "neither user nor kernel"),
         ({"delivery": Delivery.COUNT, "user_chain": True}, BadClaim, "brings none; ask for 'hits'"),

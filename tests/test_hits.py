@@ -15,7 +15,7 @@ from hwbpd.hookspecs import Batch
 from hwbpd.outbox import Outbox
 from hwbpd.peers import Connection, Peer
 from hwbpd.sessions import Session, Sessions
-from tests.fakes import RECORD, FakeMachine, FakeTransport
+from tests.fakes import IN_KERNEL, IN_USER, KERNEL_IP, RECORD, USER_IP, FakeMachine, FakeTransport
 
 SPAN = Span(0x404040, 8)
 RING = Mode(ring_bytes=4096)
@@ -161,6 +161,102 @@ def test_who_only_wants_the_count_gets_no_hits(way: Way) -> None:
     assert len(way.sent(way.bob)) == 1
 
 
+def test_of_a_filtered_claim_only_the_hits_of_its_process_are_sent_and_the_others_are_counted(way: Way) -> None:
+    # given two claims on one slot, one of which wants the hits of one process only
+    way.arm(1)
+    way.hits.route(1, way.claim(7, way.ann, Mode(ring_bytes=4096, only_pid=5)))
+    way.hits.route(1, way.claim(8, way.bob))
+
+    # when two processes hit it
+    way.machine.hit(1, 2, pid=5)
+    way.machine.hit(1, 3, pid=6)
+    way.machine.hit(1, 1, pid=5)
+    way.hits.drain(1)
+
+    # then each has what it wants, and what was filtered is in the account
+    (to_ann,), (to_bob,) = way.sent(way.ann), way.sent(way.bob)
+    pids = [RECORD.unpack_from(to_ann["records"], at)[4] for at in range(0, len(to_ann["records"]), RECORD.size)]
+    assert (to_ann["count"], pids) == (3, [5, 5, 5])
+    assert to_bob["count"] == 6
+    assert [(flow.delivered, flow.filtered) for flow in map(way.hits.flow, (7, 8))] == [(3, 3), (6, 0)]
+
+
+def test_where_all_is_filtered_nothing_is_sent_but_news_of_losses(way: Way) -> None:
+    way.arm(1)
+    way.hits.route(1, way.claim(7, way.ann, Mode(ring_bytes=4096, only_pid=5)))
+    way.machine.hit(1, 2, pid=6)
+    records = b"".join(way.machine.armed[1].ring)
+
+    way.hits.drain(1)
+    assert way.sent(way.ann) == []
+
+    way.hits.deliver(1, Batch(records, 2, 4, more=False))
+    assert [(message["count"], message["records"], message["lost"]) for message in way.sent(way.ann)] == [(0, b"", 4)]
+    assert way.hits.flow(7).filtered == 4
+
+
+def test_of_a_session_that_is_over_what_is_filtered_is_not_dropped(way: Way) -> None:
+    way.arm(1)
+    way.hits.route(1, way.claim(7, way.ann, Mode(ring_bytes=4096, only_pid=5)))
+    way.sessions.close(way.ann)
+    way.machine.hit(1, 4, pid=5)
+    way.machine.hit(1, 3, pid=6)
+
+    way.hits.drain(1)
+
+    flow = way.hits.flow(7)
+    assert (flow.delivered, flow.dropped, flow.filtered) == (0, 4, 3)
+
+
+def test_where_the_kernel_was_is_kept_from_who_may_not_know_and_from_nobody_else(way: Way) -> None:
+    # given two claims on one slot, one of an owner without privileges
+    way.arm(1)
+    way.hits.route(1, way.claim(7, way.ann, Mode(ring_bytes=4096, hide_kernel=True)))
+    way.hits.route(1, way.claim(8, way.bob))
+
+    # when the kernel hits it, and a program
+    way.machine.hit(1, 1, where=IN_KERNEL)
+    way.machine.hit(1, 1, where=IN_USER)
+    way.hits.drain(1)
+
+    # then one sees where the program was, and the other both
+    (to_ann,), (to_bob,) = way.sent(way.ann), way.sent(way.bob)
+    ips = [[RECORD.unpack_from(sent["records"], at)[3] for at in (0, RECORD.size)] for sent in (to_ann, to_bob)]
+    assert ips == [[0, USER_IP], [KERNEL_IP, USER_IP]]
+    assert (to_ann["count"], way.hits.flow(7).delivered) == (2, 2)
+
+
+def test_of_what_only_counts_with_a_fuse_each_look_brings_what_came_since(way: Way) -> None:
+    # given a slot without a ring that would stop by itself after a thousand hits
+    mode = Mode(delivery=Delivery.COUNT, fuse_hits=1000)
+    way.arm(1, mode)
+    way.hits.route(1, way.claim(7, way.ann, mode))
+    assert way.hits.is_counted(1)
+
+    # when it is hit and looked at, again and again
+    looks = []
+    for hits in (3, 0, 4):
+        way.machine.hit(1, hits)
+        looks.append(way.hits.drain(1))
+
+    # then each look brings the difference, and nobody is sent anything
+    assert looks == [Batch(b"", hits, 0, more=False) for hits in (3, 0, 4)]
+    assert way.sent(way.ann) == []
+
+    # and once its last rider has left it is not looked at any more
+    way.hits.unroute(1, 7)
+    assert not way.hits.is_counted(1)
+
+
+@pytest.mark.parametrize(
+    "mode", [Mode(delivery=Delivery.COUNT), Mode(delivery=Delivery.HOLD), Mode(ring_bytes=4096, fuse_hits=5), RING]
+)
+def test_what_has_a_ring_or_no_fuse_need_not_be_looked_at(way: Way, mode: Mode) -> None:
+    way.hits.route(1, way.claim(7, way.ann, mode))
+
+    assert not way.hits.is_counted(1)
+
+
 def test_hits_for_a_session_that_is_over_are_counted_as_dropped(way: Way) -> None:
     way.arm(1)
     way.hits.route(1, way.claim(7, way.ann))
@@ -187,12 +283,12 @@ def test_an_account_is_gone_once_it_is_forgotten(way: Way) -> None:
 def test_claims_that_are_over_leave_nothing_behind(way: Way) -> None:
     for claim_id in range(10):
         for resource_id in (2 * claim_id, 2 * claim_id + 1):
-            way.hits.route(resource_id, way.claim(claim_id, way.ann))
+            way.hits.route(resource_id, way.claim(claim_id, way.ann, Mode(delivery=Delivery.COUNT, fuse_hits=5)))
         for resource_id in (2 * claim_id, 2 * claim_id + 1):
             way.hits.unroute(resource_id, claim_id)
         way.hits.forget(claim_id)
 
-    assert (way.hits._routes, way.hits._flows) == ({}, {})
+    assert (way.hits._routes, way.hits._flows, way.hits._counted) == ({}, {}, {})
 
 
 def test_what_is_drained_and_lost_adds_up_to_what_was_hit(way: Way) -> None:

@@ -20,6 +20,7 @@ import pytest
 import zmq
 
 from hwbpd import peers
+from hwbpd.clock import MonotonicClock
 from hwbpd.network import Incoming, RouterNetwork, Unreadable
 from hwbpd.peers import Connection
 from hwbpd.settings import Limits
@@ -48,7 +49,7 @@ class Door:
     def __init__(self, path: Path, stack: ExitStack) -> None:
         limits = Limits(message_bytes=MESSAGE_BYTES, messages_queued_per_session=10)
         self.path = path
-        self.network = RouterNetwork(path, limits, 0o600)
+        self.network = RouterNetwork(path, limits, 0o600, MonotonicClock())
         stack.callback(self.network.close)
         self._context = stack.enter_context(zmq.Context())
         self._stack = stack

@@ -9,11 +9,42 @@ import select
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
-from hwbpd.core.effects import Arm, Disarm, End, Ended, Grant, Refuse, Route, Unroute
+from hwbpd.attribution import Place
+from hwbpd.core.effects import (
+    AddLeg,
+    Arm,
+    Attribute,
+    Change,
+    Disarm,
+    DropLeg,
+    End,
+    Ended,
+    Grant,
+    Rearm,
+    RearmDone,
+    Refuse,
+    Route,
+    Silence,
+    Tell,
+    TopUp,
+    Unroute,
+)
 from hwbpd.core.errors import Holder, NoFreeSlot
-from hwbpd.core.events import Armed, ArmFailed, Disarmed
+from hwbpd.core.events import (
+    AnyEvent,
+    Armed,
+    ArmFailed,
+    Disarmed,
+    ForeignFound,
+    FuseBlown,
+    LegRefused,
+    LegTaken,
+    Rearmed,
+    RearmFailed,
+)
 from hwbpd.core.model import (
     Access,
     Claim,
@@ -30,13 +61,15 @@ from hwbpd.core.model import (
     Totals,
 )
 from hwbpd.hits import Hits
+from hwbpd.hookspecs import ArmError, Foreign
 from hwbpd.outbox import Outbox
 from hwbpd.peers import Connection, Peer
 from hwbpd.performer import Performer
 from hwbpd.sessions import Session, Sessions
-from tests.fakes import RECORD, FakeClock, FakeMachine, FakeTransport
+from tests.fakes import RECORD, FakeClock, FakeMachine, FakeRights, FakeTransport, LaterAttribution
 from tests.slow_model import Event
 
+EVERYWHERE = Target()
 MODE = Mode(ring_bytes=4096)
 NOWHERE = Owner(99, 99, 0, 0, "gone")
 
@@ -46,11 +79,18 @@ class FakeWatch:
 
     def __init__(self) -> None:
         self.polled: dict[int, Sequence[int]] = {}
+        self.counted: set[int] = set()  # those to be looked at without being woken
+        self.begun = 0
 
-    def begin(self, resource_id: int, descriptors: Sequence[int]) -> None:
+    def begin(self, resource_id: int, descriptors: Sequence[int], counted: bool = False) -> None:
+        assert resource_id not in self.polled, "what it polls is not what there is now"
         self.polled[resource_id] = descriptors
+        if counted:
+            self.counted.add(resource_id)
+        self.begun += 1
 
     def end(self, resource_id: int) -> None:
+        self.counted.discard(resource_id)
         epoll = select.epoll()
         for fd in self.polled.pop(resource_id, ()):
             epoll.register(fd)  # fails for one that is closed already
@@ -68,19 +108,34 @@ class Stage:
         outbox = Outbox(self.transport, messages_max=10, hits_bytes_max=2**20)
         self.hits = Hits(self.machine, self.sessions, outbox, 4096)
         self.watch = FakeWatch()
-        self.performer = Performer(self.machine, self.sessions, outbox, self.hits, self.watch, self.clock)
+        self.rights = FakeRights(self.machine)
+        self.attribution = LaterAttribution(self.machine)
+        self.came_later: list[AnyEvent] = []
+        self.performer = Performer(
+            machine=self.machine,
+            sessions=self.sessions,
+            rights=self.rights,
+            outbox=outbox,
+            hits=self.hits,
+            attribution=self.attribution,
+            watch=self.watch,
+            clock=self.clock,
+            later=self.came_later.append,
+        )
         self.ann, self.bob = self.open(1), self.open(2)
 
-    def open(self, number: int) -> Session:
+    def open(self, number: int, uid: int = 0) -> Session:
         pidfd = os.eventfd(0, os.EFD_CLOEXEC)
-        return self.sessions.open(b"\0" + bytes([number]), Connection(number, ""), Peer(number, 0, 0, "gdb", pidfd))
+        peer = Peer(number, uid, uid, "gdb", pidfd)
+        return self.sessions.open(b"\0" + bytes([number]), Connection(number, ""), peer)
 
     def sent(self, session: Session) -> list[dict[str, Any]]:
         return self.transport.sent.get(session.routing_id, [])
 
     def armed(self, *resource_ids: int, claim: Claim) -> None:
         """Bring resources to where their hits flow."""
-        assert isinstance(self.performer.perform(Arm(claim.claim_id, resources(*resource_ids, mode=claim.mode))), Armed)
+        of_claim = resources(*resource_ids, mode=claim.mode, target=claim.target)
+        assert isinstance(self.performer.perform(Arm(claim, of_claim)), Armed)
         for resource_id in resource_ids:
             assert self.performer.perform(Route(resource_id, claim)) is None
 
@@ -88,6 +143,7 @@ class Stage:
         assert self.performer.perform(Ended(claim, how, "because", totals, asked_by, 55)) is None
 
     def close(self) -> None:
+        self.attribution.close()
         self.machine.close()
         for session in self.sessions:
             self.sessions.close(session)
@@ -104,18 +160,18 @@ def piece(number: int) -> Piece:
     return Piece(Span(0x1000 * number, 8), Access.WRITE, Pool.ANY)
 
 
-def resources(*resource_ids: int, mode: Mode = MODE) -> tuple[Resource, ...]:
-    return tuple(Resource(resource_id, piece(resource_id), Target(), mode) for resource_id in resource_ids)
+def resources(*resource_ids: int, mode: Mode = MODE, target: Target = EVERYWHERE) -> tuple[Resource, ...]:
+    return tuple(Resource(resource_id, piece(resource_id), target, mode) for resource_id in resource_ids)
 
 
-def claim_of(session: Session, mode: Mode = MODE) -> Claim:
-    return Claim(7, session.owner, Kind.PERF, Span(0x1000, 8), Access.WRITE, mode, Target(), "", 0)
+def claim_of(session: Session, mode: Mode = MODE, target: Target = EVERYWHERE) -> Claim:
+    return Claim(7, session.owner, Kind.PERF, Span(0x1000, 8), Access.WRITE, mode, target, "", 0)
 
 
 def test_every_slot_is_armed_before_that_is_said(stage: Stage) -> None:
     stage.clock.wind(3)
 
-    outcome = stage.performer.perform(Arm(7, resources(1, 2)))
+    outcome = stage.performer.perform(Arm(claim_of(stage.ann), resources(1, 2)))
 
     assert outcome == Armed(stage.clock.now_ns(), 7)
     assert sorted(stage.machine.armed) == [1, 2]
@@ -127,7 +183,7 @@ def test_one_slot_refused_is_none_armed(stage: Stage) -> None:
     stage.machine.kernel.held[-1] = [Event(None, 1, Pool.ANY)] * 3
 
     # when two are to be armed
-    outcome = stage.performer.perform(Arm(7, resources(1, 2)))
+    outcome = stage.performer.perform(Arm(claim_of(stage.ann), resources(1, 2)))
 
     # then the first is given back, and the answer says which leg was refused, and how
     assert outcome == ArmFailed(stage.clock.now_ns(), 7, errno.ENOSPC, cpu=1, tid=None)
@@ -138,7 +194,7 @@ def test_one_slot_refused_is_none_armed(stage: Stage) -> None:
 def test_hits_flow_from_the_route_to_its_end(stage: Stage) -> None:
     # given an armed slot
     claim = claim_of(stage.ann)
-    stage.performer.perform(Arm(7, resources(1)))
+    stage.performer.perform(Arm(claim, resources(1)))
 
     # when it has a route, its descriptors are polled, and what is drained goes to the owner
     assert stage.performer.perform(Route(1, claim)) is None
@@ -171,12 +227,14 @@ def test_to_disarm_delivers_what_is_left_and_adds_up_every_slot(stage: Stage) ->
 
 
 def test_a_grant_says_what_the_slots_hold(stage: Stage) -> None:
-    claim = claim_of(stage.ann)
+    claim = claim_of(stage.ann, Mode(ring_bytes=4096, fuse_hits=500))
 
     assert stage.performer.perform(Grant(claim, 55, Plan((piece(1), piece(2))))) is None
 
     pieces = [{"address": 0x1000 * number, "length": 8, "access": "w", "pool": "any"} for number in (1, 2)]
-    assert stage.sent(stage.ann) == [{"op": "granted", "id": 55, "claim": 7, "pieces": pieces, "ring_bytes": 4096}]
+    assert stage.sent(stage.ann) == [
+        {"op": "granted", "id": 55, "claim": 7, "pieces": pieces, "ring_bytes": 4096, "kind": "perf", "guard": 500}
+    ]
 
 
 def test_a_refusal_carries_its_errno_its_sentence_and_its_holders(stage: Stage) -> None:
@@ -211,7 +269,7 @@ def test_who_releases_its_claim_gets_the_final_counts_in_the_reply(stage: Stage)
 
 
 def stage_armed(stage: Stage) -> int:
-    stage.performer.perform(Arm(7, resources(1)))
+    stage.performer.perform(Arm(claim_of(stage.ann), resources(1)))
     return 1
 
 
@@ -268,3 +326,289 @@ def test_an_account_that_does_not_add_up_is_our_own_mistake(stage: Stage) -> Non
 
     with pytest.raises(AssertionError):
         stage.ended(End.EXIT, claim, Totals(hits=1))
+
+
+# --- may it still? ---------------------------------------------------------------------------------------------------
+
+
+def test_a_slot_on_a_thread_that_became_privileged_meanwhile_is_given_back_before_anything_is_told(
+    stage: Stage,
+) -> None:
+    # given a thread that runs another program while slots on it are taken, and somebody who may not watch that
+    stage.machine.start_task(812)
+    nobody = stage.open(3, uid=1000)
+    stage.rights.about_to_exec = {812}
+    target = Target(stage.machine.task(812))
+
+    # when its claim is armed
+    outcome = stage.performer.perform(
+        Arm(claim_of(nobody, target=target), resources(1, 2, target=target))
+    )
+
+    # then nothing is held, and the answer has the reason
+    sentence = "uid 1000 may not watch tid 812"
+    assert outcome == ArmFailed(stage.clock.now_ns(), 7, errno.EPERM, None, None, sentence=sentence)
+    assert (stage.machine.armed, stage.machine.kernel.events(), stage.watch.polled) == ({}, [], {})
+    assert stage.transport.sent == {}
+
+
+def test_who_may_still_has_its_slots_and_so_has_who_was_privileged_when_it_asked(stage: Stage) -> None:
+    stage.machine.start_task(812)
+    nobody = stage.open(3, uid=1000)
+    target = Target(stage.machine.task(812))
+    claim = claim_of(nobody, target=target)
+    assert isinstance(stage.performer.perform(Arm(claim, resources(1, target=target))), Armed)
+
+    stage.rights.forbidden = {812}
+    privileged = msgspec.structs.replace(claim, privileged=True)
+    assert isinstance(stage.performer.perform(Arm(privileged, resources(2, target=target))), Armed)
+
+
+def test_with_too_few_descriptors_the_answer_says_how_many(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ArmError(errno.EMFILE, tid=812, needed=3000, allowed=500)
+
+    monkeypatch.setattr(stage.machine, "arm", refuse)
+
+    outcome = stage.performer.perform(Arm(claim_of(stage.ann), resources(1)))
+
+    assert outcome == ArmFailed(stage.clock.now_ns(), 7, errno.EMFILE, None, 812, needed=3000, allowed=500)
+
+
+# --- too many hits ---------------------------------------------------------------------------------------------------
+
+FUSED = Mode(ring_bytes=4096, fuse_hits=10)
+
+
+def test_a_fuse_is_topped_up_and_one_that_has_blown_is_told_of(stage: Stage) -> None:
+    # given a slot that stops by itself after ten hits
+    stage.armed(1, claim=claim_of(stage.ann, FUSED))
+    stage.machine.hit(1, 7)
+
+    # when it is topped up in time, it lets so many more through
+    assert stage.performer.perform(TopUp(1, 5)) is None
+    stage.machine.hit(1, 100)
+    assert stage.machine.totals(1).hits == 15
+
+    # and when it is too late, that is the answer
+    assert stage.performer.perform(TopUp(1, 5)) == FuseBlown(stage.clock.now_ns(), 1)
+    stage.machine.hit(1, 100)
+    assert stage.machine.totals(1).hits == 15
+
+
+def test_to_silence_stops_every_slot_and_gives_none_back(stage: Stage) -> None:
+    stage.armed(1, 2, claim=claim_of(stage.ann))
+    held = stage.machine.kernel.events()
+
+    assert stage.performer.perform(Silence((1, 2))) is None
+
+    for resource_id in (1, 2):
+        stage.machine.hit(resource_id, 5)
+        assert stage.machine.totals(resource_id).hits == 0
+    assert stage.machine.kernel.events() == held
+    assert sorted(stage.watch.polled) == [1, 2]
+
+
+def test_to_arm_again_lets_every_slot_report_and_polls_what_there_is_then(stage: Stage) -> None:
+    # given a claim of two slots that has been silenced
+    stage.armed(1, 2, claim=claim_of(stage.ann, FUSED))
+    stage.performer.perform(Silence((1, 2)))
+    begun = stage.watch.begun
+
+    # when it is armed again
+    assert stage.performer.perform(Rearm(7, (1, 2), 3)) == Rearmed(stage.clock.now_ns(), 7)
+
+    # then each reports up to its new fuse, and is polled anew: its descriptors are others now
+    for resource_id in (1, 2):
+        stage.machine.hit(resource_id, 5)
+        assert stage.machine.totals(resource_id).hits == 3
+    assert (stage.watch.begun, sorted(stage.watch.polled)) == (begun + 2, [1, 2])
+
+
+def test_a_slot_that_is_lost_while_it_is_armed_again_is_told_with_its_errno_and_the_others_are_tried(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a claim of three slots, the second of which somebody takes
+    stage.armed(1, 2, 3, claim=claim_of(stage.ann, FUSED))
+    rearm = stage.machine.rearm
+    tried = []
+
+    def lose_the_second(resource_id: int, fuse_hits: int) -> None:
+        tried.append(resource_id)
+        rearm(resource_id, fuse_hits)
+        if resource_id == 2:
+            raise ArmError(errno.ENOSPC)
+
+    monkeypatch.setattr(stage.machine, "rearm", lose_the_second)
+
+    # when it is armed again
+    outcome = stage.performer.perform(Rearm(7, (1, 2, 3), 3))
+
+    # then that is the answer, and everything is still polled until it is disarmed
+    assert outcome == RearmFailed(stage.clock.now_ns(), 7, errno.ENOSPC)
+    assert tried == [1, 2, 3]
+    assert sorted(stage.watch.polled) == [1, 2, 3]
+
+
+def test_who_asked_for_it_is_told_that_it_is_done(stage: Stage) -> None:
+    stage.performer.perform(RearmDone(claim_of(stage.ann), stage.bob.owner, 55))
+
+    assert stage.sent(stage.bob) == [{"op": "rearmed", "id": 55, "claim": 7}]
+    assert stage.sent(stage.ann) == []
+
+
+def test_what_only_counts_with_a_fuse_is_looked_at_without_being_woken(stage: Stage) -> None:
+    count, unfused = Mode(delivery=Delivery.COUNT, fuse_hits=10), Mode(delivery=Delivery.COUNT)
+    stage.armed(1, claim=claim_of(stage.ann, count))
+    assert stage.watch.counted == {1}
+
+    stage.performer.perform(Rearm(7, (1,), 3))
+    assert stage.watch.counted == {1}, "also once it is armed again"
+
+    stage.performer.perform(Disarm(7, (1,)))
+    stage.performer.perform(Unroute(1, 7))
+    stage.armed(2, claim=claim_of(stage.ann, unfused))
+    stage.armed(3, claim=claim_of(stage.ann, FUSED))
+    assert stage.watch.counted == set()
+
+
+# --- CPUs that come and go -------------------------------------------------------------------------------------------
+
+
+def test_a_leg_goes_with_its_cpu_and_comes_back_with_it(stage: Stage) -> None:
+    # given a slot on both CPUs
+    stage.armed(1, claim=claim_of(stage.ann))
+    begun = stage.watch.begun
+
+    # when one goes, then its leg is given back, and what is left is polled anew
+    assert stage.performer.perform(DropLeg(1, 1)) is None
+    assert stage.machine.kernel.events() == [Event(None, 0, Pool.ANY)]
+    assert stage.watch.begun == begun + 1
+
+    # and when it is back, the leg is taken
+    assert stage.performer.perform(AddLeg(1, 1)) == LegTaken(stage.clock.now_ns(), 1, 1)
+    assert sorted(stage.machine.kernel.events(), key=lambda event: event.cpu) == [
+        Event(None, 0, Pool.ANY),
+        Event(None, 1, Pool.ANY),
+    ]
+    assert stage.watch.polled == {1: stage.machine.descriptors(1)}
+    assert stage.watch.begun == begun + 2
+
+
+def test_a_leg_that_is_refused_leaves_the_others_polled(stage: Stage) -> None:
+    # given a slot that has lost its leg on CPU 1, where others have taken every slot
+    stage.armed(1, claim=claim_of(stage.ann))
+    stage.performer.perform(DropLeg(1, 1))
+    stage.machine.kernel.held[-1] = [Event(None, 1, Pool.ANY)] * 4
+
+    # when it should have the leg back
+    outcome = stage.performer.perform(AddLeg(1, 1))
+
+    # then it hears why not, and the leg on CPU 0 goes on
+    assert outcome == LegRefused(stage.clock.now_ns(), 1, 1, errno.ENOSPC)
+    assert stage.machine.kernel.held[1] == [Event(None, 0, Pool.ANY)]
+    assert sorted(stage.watch.polled) == [1]
+
+
+# --- who is told -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "cpu", "notice"),
+    [
+        (Change.GUARDED, None, {"op": "guarded"}),
+        (Change.RESUMED, None, {"op": "resumed"}),
+        (Change.RESUMED, 1, {"op": "resumed", "cpu": 1}),
+        (Change.SUSPENDED, 1, {"op": "suspended", "cpu": 1}),
+    ],
+)
+def test_an_owner_is_told_what_becomes_of_a_claim_that_goes_on(
+    stage: Stage, change: Change, cpu: int | None, notice: dict[str, Any]
+) -> None:
+    claim = claim_of(stage.ann)
+    stage.armed(1, claim=claim)
+
+    stage.performer.perform(Tell(claim, change, "because", cpu))
+
+    assert stage.sent(stage.ann) == [{"n": 1, "claim": 7, "sentence": "because", **notice}]
+    assert stage.sent(stage.bob) == []
+
+
+def test_an_owner_is_told_that_a_slot_went_with_its_cpu(stage: Stage) -> None:
+    claim = claim_of(stage.ann)
+    stage.armed(1, claim=claim)
+
+    stage.performer.perform(Tell(claim, Change.OFFLINE, "because", 1))
+
+    (lost,) = stage.sent(stage.ann)
+    assert (lost["op"], lost["claim"], lost["reason"], lost["sentence"], lost["cpu"]) == (
+        "lost",
+        7,
+        "offline",
+        "because",
+        1,
+    )
+
+
+@pytest.mark.parametrize("change", list(Change))
+def test_of_a_change_nobody_is_told_where_nobody_is_left(stage: Stage, change: Change) -> None:
+    claim = Claim(7, NOWHERE, Kind.PERF, Span(0x1000, 8), Access.WRITE, MODE, Target(), "", 0)
+    stage.armed(1, claim=claim)
+
+    stage.performer.perform(Tell(claim, change, "because", 1))
+    stage.performer.perform(RearmDone(claim, NOWHERE, 55))
+
+    assert stage.transport.sent == {}
+
+
+@pytest.mark.parametrize("how", [End.EXIT, End.EXEC, End.STOLEN])
+def test_who_loses_its_claim_without_asking_is_told_how(stage: Stage, how: End) -> None:
+    claim = claim_of(stage.ann)
+    stage.armed(1, claim=claim)
+
+    stage.ended(how, claim, Totals())
+
+    assert [(message["op"], message["reason"]) for message in stage.sent(stage.ann)] == [("lost", str(how))]
+
+
+def test_hits_of_other_processes_belong_to_the_final_account(stage: Stage) -> None:
+    # given a claim that wants the hits of one process, and hits of two
+    claim = claim_of(stage.ann, Mode(ring_bytes=4096, only_pid=5))
+    stage.armed(1, claim=claim)
+    stage.machine.hit(1, 3, pid=5)
+    stage.machine.hit(1, 4, pid=6)
+
+    # when it is released
+    outcome = stage.performer.perform(Disarm(7, (1,)))
+    assert isinstance(outcome, Disarmed)
+    stage.ended(End.RELEASED, claim, outcome.totals, asked_by=stage.ann.owner)
+
+    # then the reply tells them apart
+    hits, released = stage.sent(stage.ann)
+    assert hits["count"] == 3
+    assert released == {"op": "released", "id": 55, "claim": 7} | {
+        "hits": 7,
+        "delivered": 3,
+        "lost": 0,
+        "dropped": 0,
+        "filtered": 4,
+    }
+
+
+# --- who is in the way -----------------------------------------------------------------------------------------------
+
+
+def test_who_is_in_the_way_is_looked_for_and_told_later(stage: Stage) -> None:
+    # given somebody outside
+    stage.machine.outside = [Foreign(812, "gdb", 1000, 4, "on tid 800", "tracer")]
+
+    # when it is looked for, then the core has no answer yet
+    assert stage.performer.perform(Attribute(7, Pool.ANY, Target(), 1)) is None
+    assert stage.came_later == []
+
+    # and has it when the look is over, with the time of that
+    stage.clock.wind(3)
+    stage.attribution.answers()
+    holder = Holder(812, "gdb", 1000, "", 4, "on tid 800", evidence="tracer")
+    assert stage.came_later == [ForeignFound(stage.clock.now_ns(), 7, (holder,))]
+    assert stage.attribution.looked_at == [Place(Pool.ANY, Target(), 1)]

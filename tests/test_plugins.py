@@ -156,8 +156,7 @@ def test_an_architecture_without_a_backend_is_named_with_those_that_have_one() -
 
 
 @pytest.mark.parametrize(
-    "method",
-    ["arm", "disarm", "totals", "descriptors", "drain", "target_is_gone", "close", "task", "topology", "facts", "name"],
+    "method", sorted({name for name in vars(Machine) if not name.startswith("_")} | {"facts", "name"})
 )
 def test_a_machine_that_lacks_something_is_found_out_at_start(method: str) -> None:
     plugins = with_machines(machine("half", make=lambda _: without(a_machine(), method)))

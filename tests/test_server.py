@@ -81,9 +81,12 @@ def test_hello_is_answered_with_who_is_there(rig: Rig) -> None:
     assert client.read() == [{"op": "welcome", "id": 1, "version": 1, "epoch": EPOCH, "session": 1, **names}]
 
 
-@pytest.mark.parametrize("op", ["claim", "release", "counts", "slots", "capabilities", "why", "goodbye"])
+@pytest.mark.parametrize(
+    "op", ["claim", "fit", "release", "rearm", "counts", "slots", "foreign", "capabilities", "why", "goodbye"]
+)
 def test_without_hello_nothing_is_done(rig: Rig, op: str) -> None:
-    fields = {"claim": CLAIM, "release": {"claim": 1}, "counts": {"claim": 1}, "why": {"claim": 1}}.get(op, {})
+    of_claim = {verb: {"claim": 1} for verb in ("release", "rearm", "counts", "why")}
+    fields = {"claim": CLAIM, "fit": CLAIM, **of_claim}.get(op, {})
 
     reply = rig.ask(rig.client(hello=False), op, **fields)
 
@@ -109,20 +112,31 @@ def test_another_version_of_the_protocol_is_refused_with_both_numbers(rig: Rig, 
     assert len(rig.sessions) == 0
 
 
-def test_only_root_is_served(rig: Rig) -> None:
-    # given a connection of another user
-    client = rig.client(uid=1000, hello=False)
+def test_everybody_has_a_session_and_only_some_are_privileged(rig: Rig) -> None:
+    """What each may do with it is in ``test_who_may.py``."""
+    for uid in (0, 1000):
+        assert rig.ask(rig.client(uid=uid, hello=False), "hello", version=1)["op"] == "welcome"
+
+    assert [(session.owner.uid, session.privileged) for session in rig.sessions] == [(0, True), (1000, False)]
+
+
+def test_who_cannot_be_looked_at_is_not_let_in(rig: Rig) -> None:
+    # given a connection of a process that is gone, or another by now
+    client = rig.client(hello=False)
+    rig.rights.gone.add(client.pid)
 
     # when it says hello
     before = len(os.listdir("/proc/self/fd"))
     reply = rig.ask(client, "hello", version=1)
 
-    # then it is refused, and nothing of it is kept
+    # then it is refused, nothing of it is kept, and the daemon goes on when the connection ends
     assert refusal(reply) == "EPERM"
-    assert "uid 1000" in reply["sentence"]
     assert len(rig.sessions) == 0
     assert len(os.listdir("/proc/self/fd")) == before
     assert refusal(rig.ask(client, "slots")) == "ESTALE"
+    client.cut()
+    rig.turn()
+    assert rig.ask(rig.client(), "slots")["op"] == "slots"
 
 
 def test_a_connection_without_credentials_is_refused(rig: Rig) -> None:
@@ -255,7 +269,7 @@ def test_a_refusal_by_the_kernel_leaves_the_slots_as_they_were(rig: Rig) -> None
     reply = rig.ask(rig.client(), "claim", **CLAIM, tid=TID)
 
     assert refusal(reply) == "ENOSPC"
-    assert "at least 4 held outside hwbpd" in reply["sentence"]
+    assert "somebody outside hwbpd: at least 4 on cpu 0" in reply["sentence"]
     assert rig.arbiter.books.dump() == before
 
 

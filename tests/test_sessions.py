@@ -11,9 +11,9 @@ from hwbpd.peers import Connection, Peer
 from hwbpd.sessions import Session, Sessions
 
 
-def open_one(sessions: Sessions, number: int) -> Session:
-    """Open a session whose every name follows from ``number``."""
-    peer = Peer(4000 + number, 10 + number, 20 + number, f"client{number}", os.eventfd(0, os.EFD_CLOEXEC))
+def open_one(sessions: Sessions, number: int, uid: int = 0) -> Session:
+    """Open a session whose every name follows from ``number``, but for the uid if that is given."""
+    peer = Peer(4000 + number, uid or 10 + number, 20 + number, f"client{number}", os.eventfd(0, os.EFD_CLOEXEC))
     return sessions.open(b"\0" + bytes([number]), Connection(100 + number, "localhost"), peer)
 
 
@@ -54,6 +54,30 @@ def test_the_owner_is_the_process_at_the_other_end() -> None:
 
     assert session.owner == Owner(session.session_id, 4005, 15, 25, "client5")
     assert session.notices_sent == 0
+    sessions.close(session)
+
+
+def test_the_sessions_of_a_user_are_found_until_they_are_closed() -> None:
+    # given two sessions of one user, and one of another
+    sessions = Sessions()
+    first, second, other = open_one(sessions, 1), open_one(sessions, 2, uid=11), open_one(sessions, 3)
+    assert (list(sessions.of_uid(11)), list(sessions.of_uid(13))) == ([first, second], [other])
+
+    # when they end, then they are not found, and nothing is kept of a user without any
+    sessions.close(first)
+    assert list(sessions.of_uid(11)) == [second]
+    sessions.close(second)
+    assert list(sessions.of_uid(11)) == []
+    assert list(sessions._by_uid) == [13]
+    sessions.close(other)
+
+
+def test_nobody_is_privileged_before_that_is_known() -> None:
+    sessions = Sessions()
+
+    session = open_one(sessions, 1)
+
+    assert not session.privileged
     sessions.close(session)
 
 

@@ -196,11 +196,18 @@ def test_capabilities_are_those_of_this_machine_and_this_daemon(rig: Rig) -> Non
     assert reply["limits"] == {
         "message_bytes": 65536,
         "claims_per_session": 50,
+        "claims_per_uid": 1000,
+        "legs_per_uid": 4096,
         "sessions": 1000,
+        "sessions_per_uid": 64,
+        "connections_per_uid": 128,
+        "connections_per_uid_per_s": 20,
+        "memory_bytes": 2**30,
         "messages_queued_per_session": 256,
         "hits_bytes_queued_per_session": 16 * 2**20,
         "ring_bytes_default": 256 * 1024,
         "ring_bytes_max": 8 * 2**20,
+        "guard_hits_per_s": 10_000,
     }
 
 

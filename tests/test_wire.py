@@ -26,13 +26,17 @@ EVERY_REQUEST: list[dict[str, Any]] = [
     {"op": "hello", "id": 1, "version": 1, "client": "gdb"},
     CLAIM
     | {"tid": 812, "cpus": [0, 3], "user": False, "delivery": "count", "user_chain": True}
-    | {"kernel_chain": True, "ring_bytes": 4096, "kind": "kgdb", "label": "the list", "deadline_ns": 77},
+    | {"kernel_chain": True, "ring_bytes": 4096, "kind": "kgdb", "label": "the list", "deadline_ns": 77}
+    | {"across_exec": True, "guard": 500, "only_pid": 900},
     {"op": "release", "id": 1, "epoch": 2, "claim": 3, "deadline_ns": 7},
     {"op": "counts", "id": 1, "epoch": 2, "claim": 3, "deadline_ns": 7},
     {"op": "slots", "id": 1, "epoch": 2, "after": 5, "most": 1000, "deadline_ns": 7},
     {"op": "capabilities", "id": 1, "epoch": 2, "deadline_ns": 7},
     {"op": "why", "id": 1, "epoch": 2, "claim": 3, "deadline_ns": 7},
     {"op": "goodbye", "id": 1, "epoch": 2, "deadline_ns": 7},
+    {"op": "fit", "id": 1, "epoch": 2, "address": 3, "length": 8, "access": "x", "pid": 812, "kernel": False},
+    {"op": "rearm", "id": 1, "epoch": 2, "claim": 3, "deadline_ns": 7},
+    {"op": "foreign", "id": 1, "epoch": 2, "deadline_ns": 7},
 ]
 
 
@@ -125,6 +129,10 @@ def test_a_request_cut_short_or_followed_by_more_is_refused(request_: dict[str, 
         ("length", [1, LENGTH_MAX], [0, -1, LENGTH_MAX + 1, 8.0, True]),
         ("access", ["r", "w", "rw", "x"], ["", "wr", "rwx", "W", "w ", "w\n", None, 2]),
         ("tid", [0, TID_MAX], [-1, TID_MAX + 1, 1.0, None]),
+        ("pid", [0, TID_MAX], [-1, TID_MAX + 1, 1.0, None]),
+        ("only_pid", [0, TID_MAX], [-1, TID_MAX + 1, 1.0, None]),
+        ("across_exec", [True, False], [0, 1, None]),
+        ("guard", [None, 0, 10**9], [-1, 10**9 + 1, 1.0, True]),
         ("cpus", [None, [], [0, CPU_MAX], [0] * (CPU_MAX + 1)], [[-1], [CPU_MAX + 1], [0] * (CPU_MAX + 2), [0.0], 0]),
         ("user", [True, False], [0, 1, None, "true"]),
         ("kernel", [True, False], [0, None]),
@@ -153,6 +161,8 @@ def test_each_field_of_a_claim_has_its_bounds(field: str, good: list[Any], bad: 
         (EVERY_REQUEST[2], "claim", [0, 2**62], [-1, 2**62 + 1, None]),
         (EVERY_REQUEST[3], "claim", [0, 2**62], [-1, 2**62 + 1, None]),
         (EVERY_REQUEST[6], "claim", [0, 2**62], [-1, 2**62 + 1, None]),
+        (EVERY_REQUEST[8], "pid", [0, TID_MAX], [-1, TID_MAX + 1, None]),
+        (EVERY_REQUEST[9], "claim", [0, 2**62], [-1, 2**62 + 1, None]),
         (EVERY_REQUEST[4], "after", [0, 2**62], [-1, None]),
         (EVERY_REQUEST[4], "most", [1, 1000], [0, 1001, None]),
     ],

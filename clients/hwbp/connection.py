@@ -22,7 +22,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from hwbp.errors import BadClaim, BadMessage, HwbpError, NotReachable, RequestTimedOut, Stale, refusal_of
 from hwbp.inbox import Inbox
-from hwbp.values import Counts, Ended, value_of
+from hwbp.values import Change, Counts, Ended, value_of
 
 PROTOCOL_VERSION = 1
 
@@ -232,6 +232,10 @@ class Connection:
                 if inbox := self._inboxes.get(message["claim"]):
                     records, count = message["records"], message["count"]
                     inbox.keep(records, count, message.get("lost", 0), message.get("dropped", 0))
+            case "guarded" | "suspended" | "resumed":
+                self._keep_change(message["claim"], message["op"], message)
+            case "lost" if message.get("cpu") is not None:
+                self._keep_change(message["claim"], message["reason"], message)
             case "lost":
                 ended = Ended(message["reason"], message["sentence"])
                 self.end_claim(message["claim"], ended, value_of(Counts, message))
@@ -239,6 +243,10 @@ class Connection:
                 self._end(Ended("closing", message["sentence"]))
             case _:
                 pass  # a notice of a later daemon
+
+    def _keep_change(self, claim_id: int, what: str, message: dict[str, Any]) -> None:
+        if inbox := self._inboxes.get(claim_id):
+            inbox.change(Change(what, message["sentence"], message.get("cpu")))
 
     def _end(self, ended: Ended) -> None:
         """The session is over, and with it every claim."""
@@ -272,7 +280,8 @@ def _probe(path: Path) -> None:
         except ConnectionRefusedError:
             raise _not_reachable(path, "the socket file is there, but nobody listens") from None
         except PermissionError:
-            raise _not_reachable(path, "access is denied; hwbpd serves root") from None
+            denied = f"no way to hwbpd at {path}: access is denied; its setting socket_mode says who may connect"
+            raise NotReachable(denied) from None
         except OSError as error:
             raise _not_reachable(path, str(error)) from error
 

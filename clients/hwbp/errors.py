@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_KERNEL_REFUSED = "the kernel refused"  # nobody looked who it is
+_SAYS_NOTHING_MORE = frozenset({"books", "unattributed", _KERNEL_REFUSED})  # the rest of the text says the same
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -21,7 +24,7 @@ class Holder:
     comm: str
     uid: int
     kind: str  # as claimed; "" for holders outside hwbpd
-    slots: int  # how many it has where there was no room
+    slots: int  # how many it has where there was no room; 0 where that is not known
     place: str  # "on tid 812", "cpu-wide on cpu 3"
     claim_ids: tuple[int, ...] = ()
     evidence: str = "books"  # "books": a claim of this daemon; otherwise how it was found out
@@ -29,11 +32,17 @@ class Holder:
     def __str__(self) -> str:
         who = f"{self.comm}[{self.pid}]" if self.pid else self.comm
         kind = f" as {self.kind}" if self.kind else ""
-        text = f"{who}{kind}: {self.slots} {self.place}"
+        number = "some" if self.slots == 0 else f"at least {self.slots}" if self.is_at_least else str(self.slots)
+        text = f"{who}{kind}: {number} {self.place}"
         if self.claim_ids:
             plural = "s" if len(self.claim_ids) > 1 else ""
             text += f" (claim{plural} {','.join(map(str, self.claim_ids))})"
-        return text if self.evidence == "books" else f"{text}, known from {self.evidence}"
+        return text if self.evidence in _SAYS_NOTHING_MORE else f"{text}, known from {self.evidence}"
+
+    @property
+    def is_at_least(self) -> bool:
+        """Whether there may be more slots than ``slots``."""
+        return self.evidence == _KERNEL_REFUSED
 
 
 class HwbpError(Exception):
@@ -170,10 +179,15 @@ BY_ERRNO_NAME: Mapping[str, type[HwbpError]] = {
 def refusal_of(message: Mapping[str, Any]) -> HwbpError:
     """Return the exception for an ``error`` reply; a name of a later daemon becomes a plain ``HwbpError``."""
     name = str(message.get("errno", "EIO"))
-    holders = tuple(_holder_of(holder) for holder in message.get("holders", ()))
+    holders = holders_of(message)
     refusal = BY_ERRNO_NAME.get(name, HwbpError)(str(message.get("sentence", name)), holders, message.get("claim", 0))
     refusal.errno_name = name
     return refusal
+
+
+def holders_of(message: Mapping[str, Any]) -> tuple[Holder, ...]:
+    """Return the ``holders`` of an ``error``, ``fit`` or ``foreign`` reply."""
+    return tuple(_holder_of(holder) for holder in message.get("holders", ()))
 
 
 def _holder_of(message: Mapping[str, Any]) -> Holder:

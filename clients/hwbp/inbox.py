@@ -1,5 +1,5 @@
 """
-What arrived for one claim and was not read yet: raw records, bounded; and whether the claim is over.
+What arrived for one claim and was not read yet: raw records and changes, bounded; and whether the claim is over.
 
 Replies and hits come through the same socket, so whoever waits for a reply has to take in the hits before it. They
 stay bytes until somebody reads them. Beyond the bound the newest message is discarded and its hits are counted: it is
@@ -10,23 +10,26 @@ from __future__ import annotations
 
 from collections import deque
 
-from hwbp.values import Counts, Ended
+from hwbp.values import Change, Counts, Ended
 
 KEPT_BYTES_MAX = 64 << 20  # per claim; about 1.4 million hits without call chains
+CHANGES_MAX = 256  # per claim; of more, the newest are kept: they tell how it is now
 
 
 class Inbox:
-    """The unread hits of one claim, and its end."""
+    """The unread hits of one claim, what happened to it, and its end."""
 
     def __init__(self, kept_bytes_max: int = KEPT_BYTES_MAX) -> None:
         self.lost = 0  # as last heard, hits for which the ring had no room
         self.dropped = 0  # as last heard, hits for which the way to this client had none
         self.discarded = 0  # delivered, but unread beyond the bound
+        self.guarded = False  # too many hits: nothing comes until it is armed again
         self.ended: Ended | None = None
         self.final: Counts | None = None
         self._kept_bytes_max = kept_bytes_max
         self._kept_bytes = 0
         self._messages: deque[tuple[bytes, int]] = deque()
+        self._changes: deque[Change] = deque(maxlen=CHANGES_MAX)
 
     @property
     def unread(self) -> bool:
@@ -50,6 +53,20 @@ class Inbox:
         records, count = self._messages.popleft()
         self._kept_bytes -= len(records)
         return records, count
+
+    def change(self, change: Change) -> None:
+        """Something happened to the claim, and it goes on."""
+        if change.what == "guarded":
+            self.guarded = True
+        elif change.what == "resumed" and change.cpu is None:
+            self.guarded = False
+        self._changes.append(change)
+
+    def take_changes(self) -> tuple[Change, ...]:
+        """Return the changes that were not taken yet, oldest first."""
+        changes = tuple(self._changes)
+        self._changes.clear()
+        return changes
 
     def end(self, ended: Ended, final: Counts | None = None) -> None:
         """The claim is over. The first reason stays."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from hwbp.errors import BadMessage
+from hwbp.errors import BadMessage, HwbpError
 
 Value = TypeVar("Value")
 
@@ -27,12 +27,41 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the hits of a claim: at its end, ``hits = delivered + lost + dropped`` if it delivers hits."""
+    """
+    What became of the hits of a claim.
+
+    At its end, if it delivers hits, ``hits = delivered + lost + dropped + filtered``.
+    """
 
     hits: int  # as the kernel counted them
     delivered: int  # sent to this session
     lost: int  # for which the ring had no room
     dropped: int  # for which the way to this client had none
+    filtered: int = 0  # of other processes than the one a claim was limited to
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Whether a claim would fit now: the pieces its slots would hold, and the refusal it would get if not."""
+
+    fits: bool
+    pieces: tuple[Piece, ...]
+    refusal: HwbpError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """
+    What happened to a claim that goes on.
+
+    ``what``: "guarded" (too many hits: it keeps its slot and reports nothing until it is armed again), "resumed" (it
+    reports again; with ``cpu``, on that CPU, which is back), "offline" (the CPU went offline, and the slot there with
+    it), "suspended" (the CPU is back and has no room for it).
+    """
+
+    what: str
+    sentence: str
+    cpu: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +69,9 @@ class Ended:
     """
     Why a claim is over.
 
-    ``reason``: "released", "exit" (the thread exited), "forced" (an operator released it), "closing" (the daemon ended
-    the session), "stale" or "connection" (the daemon no longer knows this session), "protocol" (its messages cannot be
+    ``reason``: "released", "exit" (the thread or process exited), "exec" (it runs another program), "forced" (an
+    operator released it), "stolen" (somebody took its slot while it was armed again), "closing" (the daemon ended the
+    session), "stale" or "connection" (the daemon no longer knows this session), "protocol" (its messages cannot be
     trusted), "closed" (this client was closed), or what a later daemon says.
     """
 
@@ -68,19 +98,25 @@ class ClaimRow:
 
 @dataclass(frozen=True, slots=True)
 class ResourceRow:
-    """One held slot and the claims that ride on it."""
+    """One held slot and the claims that ride on it. It belongs to a thread, to a process, or with neither to CPUs."""
 
     resource: int
-    address: int
+    address: int | None  # None for those who may not see it
     length: int
     access: str
     pool: str
     user: bool
     kernel: bool
     delivery: str
-    tid: int  # 0 for CPU-wide
+    tid: int  # 0 for none
     cpus: tuple[int, ...] | None  # None for all
     claims: tuple[ClaimRow, ...]
+    pid: int = 0  # a process, which has this slot on each of its threads; 0 for none
+
+    @property
+    def is_cpu_wide(self) -> bool:
+        """Whether it counts for everything that runs on its CPUs."""
+        return not (self.tid or self.pid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +175,11 @@ def value_of(shape: type[Value], message: Mapping[str, Any], **changes: Any) -> 
         return shape(**(taken | changes))
     except TypeError as error:
         raise BadMessage(f"the daemon's answer is not complete: {error}") from error
+
+
+def pieces_of(reply: Mapping[str, Any]) -> tuple[Piece, ...]:
+    """Return the ``pieces`` of a ``granted`` or ``fit`` reply."""
+    return tuple(value_of(Piece, message) for message in reply["pieces"])
 
 
 def cpus_of(messages: Sequence[Mapping[str, Any]]) -> tuple[CpuRow, ...]:

@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Self
+from typing import Any, Self
 
 from hwbp.connection import Connection
 from hwbp.errors import NoSuchClaim, Stale
 from hwbp.inbox import Inbox
 from hwbp.records import Hit, hits_of
 from hwbp.syntax import Event
-from hwbp.values import Counts, Ended, Piece
+from hwbp.values import Change, Counts, Ended, pieces_of, value_of
 
 
 class Watch:
     """
     A claim that was granted. As a context manager it releases the claim at the end.
 
-    ``claim_id``, ``event`` (what was asked, with the length that was used), ``pieces`` (what the slots hold) and
-    ``ring_bytes`` (per leg) do not change.
+    What does not change: ``claim_id``; ``event`` (what was asked, with the length that was used); ``pieces`` (what the
+    slots hold); ``ring_bytes`` (per leg); ``kind`` (as what it is served, which may be less than was asked for); and
+    ``guard`` (hits a second that silence it; 0 for no bound).
     """
 
-    def __init__(
-        self, connection: Connection, claim_id: int, event: Event, pieces: tuple[Piece, ...], ring_bytes: int
-    ) -> None:
-        self.claim_id = claim_id
+    def __init__(self, connection: Connection, event: Event, granted: Mapping[str, Any]) -> None:
+        """:param granted: the daemon's reply."""
+        self.claim_id: int = granted["claim"]
         self.event = event
-        self.pieces = pieces
-        self.ring_bytes = ring_bytes
+        self.pieces = pieces_of(granted)
+        self.ring_bytes: int = granted["ring_bytes"]
+        self.kind: str = granted.get("kind", "")
+        self.guard: int = granted.get("guard", 0)
         self._connection = connection
-        self._inbox: Inbox = connection.open_inbox(claim_id)
+        self._inbox: Inbox = connection.open_inbox(self.claim_id)
 
     def __repr__(self) -> str:
-        return f"<Watch {self.claim_id}: {self.event}{', ended' if self.ended else ''}>"
+        return f"<Watch {self.claim_id}: {self.event}, {self.state}>"
+
+    @property
+    def state(self) -> str:
+        """
+        As last heard: "armed", "guarded" (there were too many hits; it keeps its slot and reports nothing until
+        ``rearm``, or by itself where the daemon is set so), or "ended".
+        """
+        return "ended" if self.ended else "guarded" if self._inbox.guarded else "armed"
 
     @property
     def ended(self) -> Ended | None:
@@ -65,8 +75,11 @@ class Watch:
         """
         Yield hits as they come; between CPUs and threads they are not in order of time.
 
-        Ends when ``timeout`` seconds pass without a hit, and when the claim is over and all was read; ``ended`` tells
+        Ends when ``timeout`` seconds pass without a hit, and when the claim is over and all was read; ``state`` tells
         which. None waits for ever, 0 takes only what has arrived. One reader at a time.
+
+        Changes (see ``changes``) do not end it. A guarded claim brings nothing until it is armed again, so whoever
+        may meet a flood gives a timeout, and then looks at ``state``.
         """
         while True:
             deadline_ns = deadline_after(timeout)
@@ -80,6 +93,25 @@ class Watch:
     def read_message(self) -> Iterator[Hit]:
         """Take the oldest unread message and yield its hits. Raises IndexError when nothing is unread."""
         return hits_of(*self._inbox.take())
+
+    def changes(self) -> tuple[Change, ...]:
+        """
+        Return what happened to the claim since this was last called, oldest first; it does not wait.
+
+        Such things are told between hits, so they are here after ``hits``, ``Client.wait`` or any request. The newest
+        are kept (``inbox.CHANGES_MAX``).
+        """
+        return self._inbox.take_changes()
+
+    def rearm(self) -> None:
+        """
+        Let the claim report again after it was guarded.
+
+        :raises BadClaim: when it is not guarded.
+        :raises NoResources: when somebody else got its slot meanwhile; the claim is then over.
+        """
+        self._connection.request("rearm", claim=self.claim_id)
+        self._inbox.guarded = False
 
     def counts(self) -> Counts:
         """
@@ -95,7 +127,7 @@ class Watch:
             if self._inbox.final:  # the end was told just before
                 return self._inbox.final
             raise
-        return Counts(reply["hits"], reply["delivered"], reply["lost"], reply["dropped"])
+        return value_of(Counts, reply)
 
     def release(self) -> Counts:
         """
@@ -113,7 +145,7 @@ class Watch:
             if self._inbox.final:  # the target exited just before
                 return self._inbox.final
             raise
-        counts = Counts(reply["hits"], reply["delivered"], reply["lost"], reply["dropped"])
+        counts = value_of(Counts, reply)
         self._connection.end_claim(self.claim_id, Ended("released", "the claim was released"), counts)
         return counts
 

@@ -1,7 +1,8 @@
 """
 hwbpctl: who holds the hardware breakpoints, and the use of some, from a shell.
 
-Exit status: 0 done, 1 refused, 2 wrong usage, 3 no daemon answers. With a command behind ``--``, the command's own.
+Exit status: 0 done, 1 refused (``fit``: does not fit; ``doctor``: something is broken), 2 wrong usage, 3 no daemon
+answers. With a command behind ``--``, the command's own.
 What a verb needs is imported when it runs: ``--help`` should not wait for a transport.
 """
 
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from hwbpctl.options import All, Argv, ClaimId, Cpus, Event, Events, Guard, Kind, Label, OnlyPid, Pid, Tid
 
 if TYPE_CHECKING:
     from hwbpctl.watching import Job
@@ -31,25 +34,6 @@ app = typer.Typer(
 
 # A command's own options must not be taken for ours: parsing ends at its name.
 _WITH_COMMAND = {"allow_interspersed_args": False}
-
-_Events = Annotated[
-    list[str],
-    typer.Option("-e", "--event", metavar="EVENT", help="mem:ADDRESS[/LENGTH][:ACCESS][:MODIFIERS], as perf writes it"),
-]
-_Tid = Annotated[int, typer.Option("-t", "--tid", metavar="TID", min=0, help="watch this thread")]
-_Cpus = Annotated[
-    str, typer.Option("-C", "--cpu", metavar="CPUS", help="on these CPUs, as in 0,2-3; with -t, while it runs there")
-]
-_All = Annotated[bool, typer.Option("-a", "--all-cpus", help="on all CPUs, whatever runs there")]
-_Argv = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="-- COMMAND", help="run this meanwhile; without -t, -C or -a it is what is watched"),
-]
-_Kind = Annotated[
-    str, typer.Option("--kind", metavar="KIND", help="claim as ptrace, perf, kgdb, kvm or background do")
-]
-_Label = Annotated[str, typer.Option("--label", metavar="TEXT", help="what ls shows beside the claim")]
-_ClaimId = Annotated[int, typer.Argument(metavar="CLAIM", min=1, help="a claim's number, as ls shows it")]
 
 
 @dataclass(frozen=True)
@@ -73,13 +57,21 @@ def _common(
 
 
 @app.command("ls")
-def list_slots(context: typer.Context) -> None:
+def list_slots(
+    context: typer.Context,
+    foreign: Annotated[bool, typer.Option("--foreign", help="also look for holders outside hwbpd (root)")] = False,
+) -> None:
     """Show who holds which slots."""
     with _client(context) as client:
-        from hwbpctl import render
+        from hwbpctl import listing, render
 
         value = client.slots()
-        _answer(context, value, lambda: render.slots(value))
+        if not foreign:
+            _answer(context, value, lambda: listing.slots(value))
+            return
+        holders = client.foreign()
+        both = render.plain(value) | {"foreign": render.plain(holders)}
+        _answer(context, both, lambda: f"{listing.slots(value)}\n\n{listing.foreign(holders)}")
 
 
 @app.command("caps")
@@ -93,7 +85,7 @@ def capabilities(context: typer.Context) -> None:
 
 
 @app.command()
-def why(context: typer.Context, claim: _ClaimId) -> None:
+def why(context: typer.Context, claim: ClaimId) -> None:
     """Tell the story of a claim, granted or refused."""
     with _client(context) as client:
         from hwbpctl import render
@@ -103,7 +95,44 @@ def why(context: typer.Context, claim: _ClaimId) -> None:
 
 
 @app.command()
-def release(context: typer.Context, claim: _ClaimId) -> None:
+def rearm(context: typer.Context, claim: ClaimId) -> None:
+    """Let a guarded claim report again, whoever has it."""
+    with _client(context) as client:
+        client.rearm(claim)
+        _answer(context, {"claim": claim}, lambda: f"claim {claim} reports again")
+
+
+@app.command()
+def fit(
+    context: typer.Context,
+    event: Event,
+    tid: Tid = 0,
+    pid: Pid = 0,
+    cpus: Cpus = "",
+    every_cpu: All = False,
+    kind: Kind = "perf",
+) -> None:
+    """Tell whether a claim would fit now, with which slots, or who is in the way. Nothing is taken."""
+    job = _job(context, [event], tid, pid, cpus, every_cpu, None, kind=kind)
+    with _client(context) as client:
+        from hwbpctl import render
+        from hwbpctl.watching import REFUSED
+
+        value = client.fit(job.events[0], tid=tid, pid=pid, cpus=job.cpus, kind=kind)
+        _answer(context, value, lambda: render.fit(value, job.of_what))
+    raise typer.Exit(0 if value.fits else REFUSED)
+
+
+@app.command()
+def doctor(context: typer.Context) -> None:
+    """Find out whether breakpoints work here, by using some; each finding with its remedy."""
+    from hwbpctl import doctor as practice
+
+    raise typer.Exit(practice.examine(context.obj.socket, context.obj.json))
+
+
+@app.command()
+def release(context: typer.Context, claim: ClaimId) -> None:
     """Release a claim, whoever has it."""
     with _client(context) as client:
         from hwbpctl import render
@@ -118,18 +147,25 @@ def release(context: typer.Context, claim: _ClaimId) -> None:
 @app.command(context_settings=_WITH_COMMAND)
 def watch(
     context: typer.Context,
-    event: _Events,
-    tid: _Tid = 0,
-    cpus: _Cpus = "",
-    every_cpu: _All = False,
-    kind: _Kind = "perf",
-    label: _Label = "",
+    event: Events,
+    tid: Tid = 0,
+    pid: Pid = 0,
+    cpus: Cpus = "",
+    every_cpu: All = False,
+    only_pid: OnlyPid = 0,
+    guard: Guard = None,
+    kind: Kind = "perf",
+    label: Label = "",
     count: Annotated[int | None, typer.Option("-c", "--count", min=1, help="stop after so many hits")] = None,
     callchain: Annotated[bool, typer.Option("--callchain", help="with the call chain of each hit")] = False,
-    argv: _Argv = None,
+    argv: Argv = None,
 ) -> None:
     """Print each hit, until Ctrl-C or the end of the target."""
-    job = _job(context, event, tid, cpus, every_cpu, argv, kind=kind, label=label)
+    if only_pid and (tid or pid or not (cpus or every_cpu)):
+        raise typer.BadParameter("--only-pid picks from what all of a CPU does; it goes with -a or -C")
+    job = _job(
+        context, event, tid, pid, cpus, every_cpu, argv, kind=kind, label=label, guard=guard, only_pid=only_pid
+    )
     with _refusals(context):
         from hwbpctl import watching
 
@@ -139,17 +175,19 @@ def watch(
 @app.command(context_settings=_WITH_COMMAND)
 def stat(
     context: typer.Context,
-    event: _Events,
-    tid: _Tid = 0,
-    cpus: _Cpus = "",
-    every_cpu: _All = False,
-    kind: _Kind = "perf",
-    label: _Label = "",
+    event: Events,
+    tid: Tid = 0,
+    pid: Pid = 0,
+    cpus: Cpus = "",
+    every_cpu: All = False,
+    guard: Guard = None,
+    kind: Kind = "perf",
+    label: Label = "",
     timeout: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="stop then")] = None,
-    argv: _Argv = None,
+    argv: Argv = None,
 ) -> None:
     """Count hits, until Ctrl-C or the end of the target."""
-    job = _job(context, event, tid, cpus, every_cpu, argv, kind=kind, label=label)
+    job = _job(context, event, tid, pid, cpus, every_cpu, argv, kind=kind, label=label, guard=guard)
     with _refusals(context):
         from hwbpctl import watching
 
@@ -159,16 +197,17 @@ def stat(
 @app.command(context_settings=_WITH_COMMAND)
 def hold(
     context: typer.Context,
-    event: _Events,
-    tid: _Tid = 0,
-    cpus: _Cpus = "",
-    every_cpu: _All = False,
-    kind: _Kind = "perf",
-    label: _Label = "",
-    argv: _Argv = None,
+    event: Events,
+    tid: Tid = 0,
+    pid: Pid = 0,
+    cpus: Cpus = "",
+    every_cpu: All = False,
+    kind: Kind = "perf",
+    label: Label = "",
+    argv: Argv = None,
 ) -> None:
     """Keep slots without using them, until Ctrl-C or while a command runs."""
-    job = _job(context, event, tid, cpus, every_cpu, argv, kind=kind, label=label)
+    job = _job(context, event, tid, pid, cpus, every_cpu, argv, kind=kind, label=label)
     with _refusals(context):
         from hwbpctl import watching
 
@@ -179,30 +218,49 @@ def _job(
     context: typer.Context,
     events: list[str],
     tid: int,
+    pid: int,
     cpus: str,
     every_cpu: bool,
     argv: list[str] | None,
     *,
     kind: str,
-    label: str,
+    label: str = "",
+    guard: int | None = None,
+    only_pid: int = 0,
 ) -> Job:
     """Check what can be wrong with the command line alone."""
     import hwbp
     from hwbp import syntax
     from hwbpctl.watching import Job
 
-    if every_cpu and (tid or cpus):
-        raise typer.BadParameter("-a is every CPU; it does not go with -t or -C")
+    if every_cpu and (tid or pid or cpus):
+        raise typer.BadParameter("-a is every CPU; it does not go with -t, -p or -C")
+    if pid and (tid or cpus):
+        raise typer.BadParameter("-p is all threads of a process, wherever they run; it does not go with -t or -C")
     if kind not in hwbp.KINDS:
         raise typer.BadParameter(f"--kind is one of {', '.join(hwbp.KINDS)}, not {kind!r}")
-    if not (every_cpu or tid or cpus or argv):
-        raise typer.BadParameter("say what to watch: -t TID, -C CPUS, -a for all CPUs, or -- COMMAND")
+    if not (every_cpu or tid or pid or cpus or argv):
+        ways = "-t TID, -p PID, -C CPUS, -a for all CPUs" + ("" if argv is None else ", or -- COMMAND")
+        raise typer.BadParameter(f"say what to watch: {ways}")
     try:
         parsed = [syntax.parse_event(text) for text in events]
         cpu_numbers = syntax.parse_cpus(cpus) if cpus else None
     except syntax.BadSyntax as error:
         raise typer.BadParameter(str(error)) from error
-    return Job(context.obj.socket, context.obj.json, parsed, tid, cpu_numbers, every_cpu, argv or [], kind, label)
+    return Job(
+        context.obj.socket,
+        context.obj.json,
+        parsed,
+        tid,
+        pid,
+        cpu_numbers,
+        every_cpu,
+        argv or [],
+        kind=kind,
+        label=label,
+        guard=guard,
+        only_pid=only_pid,
+    )
 
 
 # --- answers and refusals --------------------------------------------------------------------------------------------

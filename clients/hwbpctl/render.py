@@ -1,149 +1,16 @@
 """
 Values -> text for people, and plain values for ``--json``. Pure: nothing here asks or prints.
 
-A claim is one line of 80 columns: where room is short its label gives way, then the owner's name, never a number. CPUs
-that look the same are shown once, so that a machine of 256 CPUs is as readable as one of two.
+The tables of ``ls`` are in ``listing.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
-from hwbp import Capabilities, ClaimRow, Counts, CpuRow, Hit, HwbpError, ResourceRow, Slots, Why, format_cpus
-
-WIDTH = 80
-_OWNER_MIN = 12  # columns, enough for the longest pid
-_HEAD = ("CLAIM", "OWNER", "UID", "KIND", "SPAN", "ACC", "AGE", "HITS", "STATE", "LABEL")
-_RIGHT = {"CLAIM", "UID", "AGE", "HITS"}
-
-
-# --- who holds what --------------------------------------------------------------------------------------------------
-
-
-def slots(value: Slots, width: int = WIDTH) -> str:
-    """Return who holds what: CPU-wide claims under their CPUs, then the tasks."""
-    groups = [(_cpus_title(value.pools, rows), held) for rows, held in _cpu_groups(value)]
-    tasks: dict[tuple[int, tuple[int, ...] | None], list[ResourceRow]] = {}
-    for resource in value.resources:
-        if resource.tid:
-            tasks.setdefault((resource.tid, resource.cpus), []).append(resource)
-    for (tid, cpus), held in sorted(tasks.items(), key=lambda task: task[0][0]):
-        on = "" if cpus is None else f" on cpu {format_cpus(cpus)}"
-        groups.append((f"tid {tid}{on}: {_plural(len(held), 'slot')}", held))
-
-    tables = [[_claim_cells(resource, claim) for resource in held for claim in resource.claims] for _, held in groups]
-    lines = _table([row for table in tables for row in table], width)
-    text: list[str] = lines[:1]
-    rest = iter(lines[1:])
-    for (title, _), table in zip(groups, tables, strict=True):
-        text += [title, *(next(rest) for _ in table)]
-    return "\n".join(text)
-
-
-def _cpu_groups(value: Slots) -> list[tuple[list[CpuRow], list[ResourceRow]]]:
-    """Return CPUs that look the same together, in the order of their first, with the CPU-wide slots they hold."""
-    groups: dict[str, tuple[list[CpuRow], list[ResourceRow]]] = {}
-    wide = [resource for resource in value.resources if not resource.tid]
-    for row in value.cpus:
-        held = [each for each in wide if (row.online if each.cpus is None else row.cpu in each.cpus)]
-        numbers = [each.resource for each in held]
-        look = repr((row.online, sorted(row.cpu_wide.items()), sorted(row.busiest_task.items()), numbers))
-        groups.setdefault(look, ([], held))[0].append(row)
-    return list(groups.values())
-
-
-def _cpus_title(pools: Mapping[str, int], rows: Sequence[CpuRow]) -> str:
-    name = f"cpu {format_cpus(row.cpu for row in rows)}"
-    row = rows[0]
-    if not row.online:
-        return f"{name}: offline"
-    parts = []
-    for pool, slots_per_cpu in pools.items():
-        wide, task = row.cpu_wide.get(pool, 0), row.busiest_task.get(pool, 0)
-        kind = "" if len(pools) == 1 else f"{pool} "
-        used = f" ({wide} cpu-wide, {task} on the busiest task)" if wide or task else ""
-        parts.append(f"{slots_per_cpu - wide - task} of {slots_per_cpu} {kind}slots free{used}")
-    return f"{name}: {'; '.join(parts)}"
-
-
-def _claim_cells(resource: ResourceRow, claim: ClaimRow) -> tuple[str, ...]:
-    mode = "" if resource.user and resource.kernel else ":u" if resource.user else ":k"
-    # A slot that is only held is "armed" as far as room goes, but nothing traps, and that is what people look for.
-    state = "held" if resource.delivery == "hold" and claim.state == "armed" else claim.state
-    return (
-        str(claim.claim),
-        f"{claim.comm}[{claim.pid}]",
-        str(claim.uid),
-        claim.kind,
-        f"{resource.address:#x}/{resource.length}",
-        resource.access + mode,
-        age(claim.age_ns),
-        amount(claim.hits),
-        state,
-        claim.label,
-    )
-
-
-def _table(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
-    """Return the head and one line per row, indented by two; without rows, nothing."""
-    if not rows:
-        return []
-    labelled = any(row[-1] for row in rows)
-    cells = [list(_HEAD if labelled else _HEAD[:-1]), *(list(row if labelled else row[:-1]) for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    excess = sum(widths) + len(widths) + 1 - width  # a space between columns, two before the first
-    if excess > 0 and labelled:
-        cut = min(excess, widths[-1] - len("LABEL"))
-        widths[-1] -= cut
-        excess -= cut
-    if excess > 0:
-        widths[1] = max(_OWNER_MIN, widths[1] - excess)
-    for row in cells[1:]:
-        row[1] = _short_owner(row[1], widths[1])
-        if labelled:
-            row[-1] = _short(row[-1], widths[-1])
-    return ["  " + _line(row, widths) for row in cells]
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        cell.rjust(width) if head in _RIGHT else cell.ljust(width)
-        for cell, width, head in zip(row, widths, _HEAD, strict=False)
-    ]
-    return " ".join(padded).rstrip()
-
-
-def _short(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "~"
-
-
-def _short_owner(owner: str, width: int) -> str:
-    comm, _, pid = owner.rpartition("[")
-    return f"{_short(comm, width - len(pid) - 1)}[{pid}"
-
-
-def age(age_ns: int) -> str:
-    """Return a duration in the one or two units that matter: ``12s``, ``3m05s``, ``2h10m``, ``4d03h``."""
-    seconds = age_ns // 1_000_000_000
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02}s"
-    if seconds < 86400:
-        return f"{seconds // 3600}h{seconds // 60 % 60:02}m"
-    return f"{seconds // 86400}d{seconds // 3600 % 24:02}h"
-
-
-def amount(number: int) -> str:
-    """Return a number in at most five characters: as it is up to 99999, then ``1234k``, ``12M``."""
-    for unit in ("", "k", "M", "G", "T", "P"):
-        if number < (100_000 if not unit else 10_000):
-            return f"{number}{unit}"
-        number = number // 1000
-    return f"{number}E"
-
+from hwbp import Capabilities, Change, Counts, Fit, Hit, HwbpError, Why, format_cpus
 
 # --- single answers --------------------------------------------------------------------------------------------------
 
@@ -180,11 +47,27 @@ def why(value: Why) -> str:
 
 def counts(value: Counts) -> str:
     """Return what became of the hits of a claim."""
-    return f"{_plural(value.hits, 'hit')}: {value.delivered} delivered, {value.lost} lost, {value.dropped} dropped"
+    filtered = f", {value.filtered} of other processes" if value.filtered else ""
+    ours = f"{value.delivered} delivered, {value.lost} lost, {value.dropped} dropped"
+    return f"{plural(value.hits, 'hit')}: {ours}{filtered}"
 
 
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def fit(value: Fit, of_what: str) -> str:
+    """Return whether a claim would fit, with which slots, or who is in the way."""
+    pieces = ", ".join(f"{piece.address:#x}/{piece.length}:{piece.access}" for piece in value.pieces)
+    plan = f"{plural(len(value.pieces), 'slot')} on {of_what}: {pieces}"
+    if value.fits:
+        return f"fits, with {plan}\nslots held outside hwbpd show only when a claim is made, or in hwbpctl ls --foreign"
+    if value.refusal is None:
+        return f"does not fit: {plan}"
+    holders = [f"  held by {holder}" for holder in value.refusal.holders]
+    return "\n".join([f"does not fit: {value.refusal.errno_name}: {value.refusal}", *holders, f"  it takes {plan}"])
+
+
+def change(claim_id: int, event: str, value: Change) -> str:
+    """Return the line that tells what happened to a claim that goes on."""
+    remedy = f" (hwbpctl rearm {claim_id})" if value.what == "guarded" else ""
+    return f"hwbpctl: claim {claim_id} ({event}) {value.what}: {value.sentence}{remedy}"
 
 
 def refusal(error: HwbpError) -> str:
@@ -193,6 +76,35 @@ def refusal(error: HwbpError) -> str:
     if error.claim_id:
         lines.append(f"  the whole story: hwbpctl why {error.claim_id}")
     return "\n".join(lines)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def plural(number: int, noun: str) -> str:
+    """Return ``1 slot``, ``2 slots``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def age(age_ns: int) -> str:
+    """Return a duration in the one or two units that matter: ``12s``, ``3m05s``, ``2h10m``, ``4d03h``."""
+    seconds = age_ns // 1_000_000_000
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02}s"
+    if seconds < 86400:
+        return f"{seconds // 3600}h{seconds // 60 % 60:02}m"
+    return f"{seconds // 86400}d{seconds // 3600 % 24:02}h"
+
+
+def amount(number: int) -> str:
+    """Return a number in at most five characters: as it is up to 99999, then ``1234k``, ``12M``."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if number < (100_000 if not unit else 10_000):
+            return f"{number}{unit}"
+        number = number // 1000
+    return f"{number}E"
 
 
 # --- hits and counts -------------------------------------------------------------------------------------------------
@@ -211,9 +123,12 @@ def chain_entry(ip: int, where: str) -> str:
     return f"{'':16}{ip:#x} {where}".rstrip()
 
 
-def stat(results: Sequence[tuple[str, Counts]], of_what: str, elapsed_s: float) -> str:
-    """Return counts as perf stat shows them."""
-    rows = [f"{counts.hits:>18,}      {event}" for event, counts in results]
+def stat(results: Sequence[tuple[str, Counts, bool]], of_what: str, elapsed_s: float) -> str:
+    """Return counts as perf stat shows them: event, counts, and whether counting was cut short by the guard."""
+    rows = [
+        f"{counts.hits:>18,}      {event}{'  (guarded: the count stopped)' if guarded else ''}"
+        for event, counts, guarded in results
+    ]
     return "\n".join(["", f" Counts for {of_what}:", "", *rows, "", f"{elapsed_s:18.9f} seconds elapsed", ""])
 
 
@@ -227,9 +142,13 @@ def plain(value: Any) -> Any:
     Addresses become text, ``"0x404040"``: many readers of JSON keep numbers as doubles, and these have 64 bits.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
+        value = {each.name: getattr(value, each.name) for each in fields(value)}
+    if isinstance(value, HwbpError):
+        return plain_refusal(value)
     if isinstance(value, Mapping):
-        return {key: f"{each:#x}" if key == "address" else plain(each) for key, each in value.items()}
+        return {
+            key: f"{each:#x}" if key == "address" and each is not None else plain(each) for key, each in value.items()
+        }
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
     return value

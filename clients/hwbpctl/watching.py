@@ -25,6 +25,8 @@ from hwbpctl.symbols import Symbols
 REFUSED = 1
 NOT_REACHABLE = 3
 
+_TAKEN_AWAY = frozenset({"forced", "stolen", "exec"})  # the daemon is there, and the claim ended before its target
+
 
 @dataclass(frozen=True)
 class Job:
@@ -34,17 +36,27 @@ class Job:
     json: bool
     events: Sequence[hwbp.Event]
     tid: int
+    pid: int
     cpus: tuple[int, ...] | None
     every_cpu: bool
     argv: Sequence[str]
     kind: str = "perf"
     label: str = ""
+    guard: int | None = None
+    only_pid: int = 0
+
+    @property
+    def watches_its_command(self) -> bool:
+        """Whether the command is what is watched: its main thread, from its exec on."""
+        return bool(self.argv) and not (self.tid or self.pid or self.cpus or self.every_cpu)
 
     @property
     def of_what(self) -> str:
         cpus = "" if self.cpus is None else f"cpu {hwbp.format_cpus(self.cpus)}"
         if self.every_cpu:
             return "all cpus"
+        if self.pid:
+            return f"pid {self.pid}"
         if self.tid:
             return f"tid {self.tid}" + (f" on {cpus}" if cpus else "")
         return cpus or f"'{' '.join(self.argv)}'"
@@ -53,16 +65,33 @@ class Job:
 class _Held:
     """The claims of a job while it runs, and how it went."""
 
-    def __init__(self, client: hwbp.Client, watches: Sequence[hwbp.Watch], stop: Stop) -> None:
+    def __init__(self, client: hwbp.Client, watches: Sequence[hwbp.Watch], stop: Stop, json: bool) -> None:
         self.client = client
+        self.json = json
         self.watches = watches
         self.stop = stop
         self.status = 0
 
     def until_over(self, take_hits: Callable[[], bool] = lambda: True) -> None:
-        """Call ``take_hits`` whenever there may be some, until it returns false, it is time to stop, or all is over."""
+        """
+        Call ``take_hits`` whenever there may be some, until it returns false, it is time to stop, or all is over.
+
+        What happens to the claims meanwhile is told on stderr.
+        """
         while take_hits() and not self.stop.asked() and not all(watch.ended for watch in self.watches):
+            self.tell_changes()
             self.client.wait(self.stop.left_s(), self.stop.fileno())
+        self.tell_changes()
+
+    def tell_changes(self) -> None:
+        """Say what happened to claims that go on: silenced, on a CPU that is gone or back."""
+        for watch in self.watches:
+            for change in watch.changes():
+                if self.json:
+                    line = {"type": change.what, "claim": watch.claim_id, "event": str(watch.event)}
+                    print(json.dumps(line | {"sentence": change.sentence, "cpu": change.cpu}), file=sys.stderr)
+                else:
+                    print(render.change(watch.claim_id, str(watch.event), change), file=sys.stderr)
 
     def final_counts(self) -> list[hwbp.Counts | None]:
         """Release what is held and return the counts; None where the session was lost before they were told."""
@@ -81,23 +110,34 @@ def _held(job: Job, delivery: str, timeout_s: float | None = None, **options: An
     command = Command(job.argv) if job.argv else None
     try:
         with hwbp.connect(job.socket, name="hwbpctl") as client, Stop(command, timeout_s) as stop:
-            untargeted = not (job.tid or job.cpus or job.every_cpu)
-            tid = command.pid if command and untargeted else job.tid
+            # The command waits behind its gate in a program of ours: the exec that makes it the command must not end
+            # the claim. Whoever names a target means the program it runs now.
+            tid = command.pid if command and job.watches_its_command else job.tid
             watches = []
             for event in job.events:
                 chains = {f"{mode}_chain": getattr(event, mode) for mode in ("user", "kernel") if options.get("chain")}
                 watches.append(
                     client.claim(
-                        event, tid=tid, cpus=job.cpus, kind=job.kind, label=job.label, delivery=delivery, **chains
+                        event,
+                        tid=tid,
+                        pid=job.pid,
+                        only_pid=job.only_pid,
+                        cpus=job.cpus,
+                        across_exec=job.watches_its_command,
+                        guard=job.guard,
+                        kind=job.kind,
+                        label=job.label,
+                        delivery=delivery,
+                        **chains,
                     )
                 )
             if command:
                 command.start()
-            held = _Held(client, watches, stop)
+            held = _Held(client, watches, stop, job.json)
             yield held
             for watch in watches:
                 if watch.ended and watch.ended.reason not in ("released", "exit"):
-                    held.status = REFUSED if watch.ended.reason == "forced" else NOT_REACHABLE
+                    held.status = REFUSED if watch.ended.reason in _TAKEN_AWAY else NOT_REACHABLE
                     _tell_end(job, watch)
             if command:
                 if stop.signalled == signal.SIGTERM:
@@ -173,11 +213,13 @@ def stat(job: Job, timeout_s: float | None) -> int:
     with _held(job, "count", timeout_s) as held:
         began = time.monotonic()
         held.until_over()
+        stopped = [each.state == "guarded" for each in held.watches]
         totals = held.final_counts()
         elapsed_s = time.monotonic() - began
-        results = [(str(each.event), total) for each, total in zip(held.watches, totals, strict=True) if total]
+        triples = zip(held.watches, totals, stopped, strict=True)
+        results = [(str(each.event), total, guarded) for each, total, guarded in triples if total]
         if job.json:
-            events = [{"event": event, **render.plain(total)} for event, total in results]
+            events = [{"event": event, **render.plain(total), "guarded": flag} for event, total, flag in results]
             print(json.dumps({"events": events, "elapsed_s": elapsed_s}))
         else:
             print(render.stat(results, job.of_what, elapsed_s))

@@ -7,6 +7,7 @@ there, armed or not, n more slots fit
 1. CPU-wide on c             iff  C(c) + the greatest T(t, c) of any task t, running there or not, + n <= S
 2. for task t, anywhere      iff  the greatest C(c) + T(t, c) over all CPUs c, + n <= S
 3. for task t, while on c    iff  C(c) + T(t, c) + n <= S
+4. for a process             iff  2 holds for each of its threads
 
 Linux, kernel/events/hw_breakpoint.c; the running kernel is asked by ``tests/judges/oracle.py``. Tasks never compete
 with each other. Addresses are not compared. The kernel refuses the second of two requests that it would also refuse
@@ -21,10 +22,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from hwbpd.core.books import Books, PoolBooks
-from hwbpd.core.errors import CpuOffline, Holder, NoFreeSlot
+from hwbpd.core.errors import KERNEL_REFUSED, CpuOffline, Holder, NoFreeSlot
 from hwbpd.core.model import Claim, Plan, Pool, Target, Task, format_cpus
 
-OUTSIDE = "outside hwbpd"  # a holder that is not in the books
 HOLDERS_NAMED = 16  # a refusal names at most so many, and counts the rest
 
 
@@ -39,8 +39,14 @@ def fits(books: Books, target: Target, plan: Plan) -> None:
     for pool, pieces in Counter(piece.pool for piece in plan.pieces).items():
         counts = books.pools[pool]
         full = next(_full_places(counts, target, pieces), None)
-        if full is not None:
-            raise _refusal(books, pool, target, full, pieces)
+        if full is None:
+            continue
+        cpu, task = full
+        cpu_wide = counts.held_cpu_wide(cpu)
+        in_the_way = _in_the_way(books, pool, target, cpu, task, above=counts.slots - pieces - cpu_wide)
+        holders, unnamed = _named(books, in_the_way, cpu)
+        held = cpu_wide + _held_by_tasks(counts, cpu, task)
+        raise _refusal(counts, pool, target, cpu, held, pieces, holders, unnamed)
 
 
 def check_cpus(books: Books, target: Target) -> None:
@@ -48,125 +54,159 @@ def check_cpus(books: Books, target: Target) -> None:
     for cpu in target.cpus or ():
         if cpu not in books.possible:
             raise CpuOffline(f"no cpu {cpu}: this machine has {_range(books.possible)}")
-        if target.task is None and cpu not in books.online:
+        if target.is_cpu_wide and cpu not in books.online:
             raise CpuOffline(f"cpu {cpu} is offline; bring it online, or claim on one of {_range(books.online)}")
 
 
-def _full_places(counts: PoolBooks, target: Target, pieces: int) -> Iterator[int]:
-    """The CPUs on which ``pieces`` more slots for ``target`` are too many."""
+def _full_places(counts: PoolBooks, target: Target, pieces: int) -> Iterator[tuple[int, Task | None]]:
+    """The CPUs on which ``pieces`` more slots for ``target`` are too many, and for which of its threads."""
     room = counts.slots - pieces
-    if target.task is None:
+    if target.is_cpu_wide:
         for cpu in _cpus_to_look_at(counts) if target.cpus is None else target.cpus:  # 1
             if counts.held_cpu_wide(cpu) + counts.held_by_busiest(cpu) > room:
-                yield cpu
-    elif target.cpus is None:  # 2
-        most_cpu_wide = counts.everywhere + counts.cpu_wide.greatest()
-        if most_cpu_wide + counts.anywhere[target.task] > room:
-            yield next(iter(counts.cpu_wide.above(0)), next(iter(counts.online)))
-        for cpu in counts.bound.get(target.task, ()):
-            if counts.held_cpu_wide(cpu) + counts.held_by_task(target.task, cpu) > room:
-                yield cpu
-    else:  # 3
-        for cpu in target.cpus:
-            if counts.held_cpu_wide(cpu) + counts.held_by_task(target.task, cpu) > room:
-                yield cpu
+                yield cpu, None
+        return
+    for task in _threads(counts, target):  # 4
+        if target.cpus is None:  # 2
+            if counts.held_cpu_wide(counts.most_cpu_wide()) + counts.held_anywhere(task) > room:
+                yield counts.most_cpu_wide(), task
+            cpus: Iterable[int] = counts.bound.get(task, ())
+        else:  # 3
+            cpus = target.cpus
+        for cpu in cpus:
+            if counts.held_cpu_wide(cpu) + counts.held_by_task(task, cpu) > room:
+                yield cpu, task
+
+
+def _threads(counts: PoolBooks, target: Target) -> Iterator[Task]:
+    """The threads a target comes down to, one of them standing for all that have no slots of their own."""
+    if target.process is None:
+        assert target.task is not None
+        yield target.task
+        return
+    yield Task(tid=0, start_ticks=0, process=target.process)
+    yield from counts.threads.get(target.process, ())
 
 
 def _cpus_to_look_at(counts: PoolBooks) -> Iterator[int]:
     """The online CPUs that have something of their own, and one that stands for all others."""
-    own = {cpu for cpu in (*counts.cpu_wide.keys(), *counts.on_cpu) if cpu in counts.online}
+    own = {cpu for cpu in (*counts.cpu_wide.keys(), *counts.on_cpu, *counts.not_on) if cpu in counts.online}
     yield from own
     if len(own) < len(counts.online):
         yield next(cpu for cpu in counts.online if cpu not in own)
 
 
-def refused_by_the_kernel(books: Books, target: Target, plan: Plan, cpu: int | None) -> NoFreeSlot:
+# --- who is in the way -----------------------------------------------------------------------------------------------
+
+
+def refused_by_the_kernel(
+    books: Books, target: Target, plan: Plan, cpu: int | None, found: tuple[Holder, ...] = ()
+) -> NoFreeSlot:
     """
     Return the refusal for a claim that fits in the books and that the kernel has no room for.
 
     :param cpu: where the kernel refused, if it said; the claim's own slots are out of the books again.
-
-    What the books cannot explain is held by somebody outside hwbpd.
+    :param found: who was found outside. They explain, and are never input to admission: the kernel stays the judge.
     """
     pool = plan.pieces[0].pool
-    place = _fullest_cpu(books.pools[pool], target) if cpu is None else cpu
-    return _refusal(books, pool, target, place, len(plan.pieces), kernel_says_full=True)
-
-
-def _fullest_cpu(counts: PoolBooks, target: Target) -> int:
-    """The CPU on which the books have most in the way of ``target``."""
-    if target.cpus is not None:
-        cpus: Iterable[int] = target.cpus
-    else:
-        bound = counts.bound.get(target.task, ()) if target.task is not None else counts.on_cpu
-        cpus = {*bound, next(iter(counts.cpu_wide.above(0)), next(iter(counts.online)))}
-    return max(cpus, key=lambda cpu: counts.held_cpu_wide(cpu) + _held_by_tasks(counts, target, cpu))
-
-
-def _held_by_tasks(counts: PoolBooks, target: Target, cpu: int) -> int:
-    """What tasks hold that counts against ``target`` on that CPU: its own slots, or for CPU-wide the busiest task's."""
-    return counts.held_by_busiest(cpu) if target.task is None else counts.held_by_task(target.task, cpu)
-
-
-def _refusal(
-    books: Books, pool: Pool, target: Target, cpu: int, pieces: int, kernel_says_full: bool = False
-) -> NoFreeSlot:
     counts = books.pools[pool]
-    cpu_wide = counts.held_cpu_wide(cpu)
-    held = cpu_wide + _held_by_tasks(counts, target, cpu)
-    in_the_way = list(_holders(books, f"cpu-wide on cpu {cpu}", books.cpu_wide_on(cpu, pool)))
-    unnamed = 0
-    if target.task is not None:
-        in_the_way += _holders(books, _place(target.task), books.of_task(target.task, cpu, pool))
+    place, task = _fullest_place(counts, target, cpu)
+    in_the_way = _in_the_way(books, pool, target, place, task, above=counts.held_by_busiest(place) - 1)
+    holders, unnamed = _named(books, in_the_way, place)
+    if found:
+        holders += found
     else:
-        # Where the kernel alone says full, it is the busiest task that our sum is made of.
-        above = counts.held_by_busiest(cpu) - 1 if kernel_says_full else counts.slots - pieces - cpu_wide
-        for task in counts.busy_tasks(cpu, above):
-            if len(in_the_way) < HOLDERS_NAMED:
-                in_the_way += _holders(books, _place(task), books.of_task(task, cpu, pool))
-            else:
-                unnamed += 1
-    names = [str(holder) for holder in in_the_way] + ([f"and {unnamed} more tasks"] if unnamed else [])
-    where = f"cpu {cpu}" if target.task is None else f"{target} (cpu {cpu})"
-    wanted = "" if pieces == 1 else f", {pieces} wanted"
-    of_pool = "" if pool is Pool.ANY else f" {pool}"
-    if kernel_says_full:
-        outside = max(1, counts.slots - held - pieces + 1)
-        in_the_way.append(Holder(0, OUTSIDE, 0, "", outside, f"on {where}", evidence="the kernel refused"))
-        names.append(f"at least {outside} held outside hwbpd")
-        held = counts.slots
-    sentence = f"no{of_pool} slot on {where}: {held} of {counts.slots} held{wanted} ({', '.join(names)})"
-    return NoFreeSlot(sentence, tuple(in_the_way))
+        held = counts.held_cpu_wide(place) + _held_by_tasks(counts, place, task)
+        outside = max(1, counts.slots - held - len(plan.pieces) + 1)
+        holders.append(Holder(0, "outside hwbpd", 0, "", outside, f"on cpu {place}", evidence=KERNEL_REFUSED))
+    return _refusal(counts, pool, target, place, counts.slots, len(plan.pieces), holders, unnamed)
 
 
-def _holders(books: Books, place: str, resource_ids: Iterable[int]) -> list[Holder]:
-    """Who rides on these resources: one holder for each process and kind."""
-    slots: dict[tuple[int, str], int] = {}
-    claims: dict[tuple[int, str], list[Claim]] = {}
-    for resource_id in resource_ids:
+def _fullest_place(counts: PoolBooks, target: Target, cpu: int | None) -> tuple[int, Task | None]:
+    """Where the books have most in the way of ``target``."""
+    tasks: list[Task | None] = [None] if target.is_cpu_wide else list(_threads(counts, target))
+    places = []
+    for task in tasks:
+        if cpu is not None:
+            cpus: Iterable[int] = (cpu,)
+        elif target.cpus is not None:
+            cpus = target.cpus
+        else:
+            cpus = {counts.most_cpu_wide(), *(counts.on_cpu if task is None else counts.bound.get(task, ()))}
+        places += [(place, task) for place in cpus]
+    return max(places, key=lambda at: counts.held_cpu_wide(at[0]) + _held_by_tasks(counts, *at))
+
+
+def _held_by_tasks(counts: PoolBooks, cpu: int, task: Task | None) -> int:
+    """What tasks hold that counts on that CPU: this task's slots, or for CPU-wide the busiest task's."""
+    return counts.held_by_busiest(cpu) if task is None else counts.held_by_task(task, cpu)
+
+
+def _in_the_way(
+    books: Books, pool: Pool, target: Target, cpu: int, task: Task | None, above: int
+) -> Iterator[int]:
+    """The resources that count against ``target`` there; of tasks in the way of CPU-wide ones, those above a count."""
+    counts = books.pools[pool]
+    yield from books.cpu_wide_on(cpu, pool)
+    if task is not None:
+        yield from books.of_task(task, cpu, pool)
+    elif target.is_cpu_wide:
+        for process in counts.process.above(above):
+            yield from books.of_process(process, pool)
+        for busy in counts.busy_tasks(cpu, above):
+            yield from books.of_task(busy, cpu, pool)
+
+
+def _named(books: Books, resource_ids: Iterable[int], cpu: int) -> tuple[list[Holder], int]:
+    """Who rides on these: a holder for each process, kind and place; and how many places were too many to name."""
+    claims: dict[tuple[int, str, str], list[Claim]] = {}
+    unnamed: set[str] = set()
+    for resource_id in dict.fromkeys(resource_ids):
+        place = _place(books.resources[resource_id].target, cpu)
         for claim in books.riders[resource_id]:
-            who = (claim.owner.pid, claim.kind)
-            slots[who] = slots.get(who, 0) + 1
-            claims.setdefault(who, []).append(claim)
+            who = (claim.owner.pid, str(claim.kind), place)
+            if who in claims or len(claims) < HOLDERS_NAMED:
+                claims.setdefault(who, []).append(claim)
+            else:
+                unnamed.add(place)
     return [
         Holder(
             pid=pid,
-            comm=claims[pid, kind][0].owner.comm,
-            uid=claims[pid, kind][0].owner.uid,
+            comm=held[0].owner.comm,
+            uid=held[0].owner.uid,
             kind=kind,
-            slots=slots[pid, kind],
+            slots=len(held),
             place=place,
-            claim_ids=tuple(dict.fromkeys(claim.claim_id for claim in claims[pid, kind])),
+            claim_ids=tuple(dict.fromkeys(claim.claim_id for claim in held)),
         )
-        for pid, kind in slots
-    ]
+        for (pid, kind, place), held in claims.items()
+    ], len(unnamed)
 
 
-def _place(task: Task) -> str:
-    return f"on tid {task.tid}"
+def _refusal(
+    counts: PoolBooks,
+    pool: Pool,
+    target: Target,
+    cpu: int,
+    held: int,
+    pieces: int,
+    holders: list[Holder],
+    unnamed: int,
+) -> NoFreeSlot:
+    where = f"cpu {cpu}" if target.is_cpu_wide else f"{target} (cpu {cpu})"
+    wanted = "" if pieces == 1 else f", {pieces} wanted"
+    of_pool = "" if pool is Pool.ANY else f" {pool}"
+    names = [str(holder) for holder in holders] + ([f"and {unnamed} more tasks"] if unnamed else [])
+    by_whom = f" ({', '.join(names)})" if names else ""
+    sentence = f"no{of_pool} slot on {where}: {held} of {counts.slots} held{wanted}{by_whom}"
+    return NoFreeSlot(sentence, tuple(holders))
+
+
+def _place(target: Target, cpu: int) -> str:
+    if target.is_cpu_wide:
+        return f"cpu-wide on cpu {cpu}"
+    return f"on tid {target.task.tid}" if target.task is not None else f"on {target}"
 
 
 def _range(cpus: Iterable[int]) -> str:
     return f"cpus {format_cpus(tuple(sorted(cpus)))}"
-
-

@@ -5,7 +5,8 @@ It keeps every claim and every held slot, and, per pool, the counts that the ker
 that nobody pays for what is not involved:
 
 - C, the CPU-wide slots of a CPU: a count per CPU that has some, and one offset for all online CPUs;
-- T, the slots of a task: one count for wherever it runs, and counts per CPU only for tasks that have CPU-bound ones;
+- T, the slots of a task: one count for wherever it runs, and counts per CPU only for tasks that have CPU-bound ones; a
+  process is one count for all its threads, however many there are;
 - each of them also in buckets by value, so that the greatest is found in as many looks as a CPU has slots.
 
 Linux keeps the same counts since commit ecdfb8896f2a ("perf/hw_breakpoint: Optimize toggle_bp_slot() for
@@ -20,7 +21,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from hwbpd.core.lifecycle import ENDED, State
-from hwbpd.core.model import Claim, Plan, Pool, Resource, Target, Task
+from hwbpd.core.model import Claim, Plan, Pool, Process, Resource, Target, Task
 from hwbpd.core.story import Story
 
 K = TypeVar("K", bound=Hashable)
@@ -80,27 +81,42 @@ class PoolBooks:
         self.slots = slots
         self.online = online  # shared with the other pools
         self.everywhere = 0  # CPU-wide slots on each online CPU
+        self.not_on: dict[int, int] = {}  # online CPUs that some of these have not come back to
         self.cpu_wide: Buckets[int] = Buckets()  # and those of single CPUs beside them
-        self.anywhere: Buckets[Task] = Buckets()  # per task: slots that follow it wherever it runs
+        self.process: Buckets[Process] = Buckets()  # per process: slots that each of its threads has
+        self.own: dict[Task, int] = {}  # per task: slots of its own that follow it wherever it runs
         self.bound: dict[Task, dict[int, int]] = {}  # per task: slots for single CPUs beside them
+        self.anywhere: Buckets[Task] = Buckets()  # tasks with slots of their own, by own and process's together
         self.on_cpu: dict[int, Buckets[Task]] = {}  # per CPU: tasks bound there, by all that counts for them there
+        self.threads: dict[Process, dict[Task, None]] = {}  # per process: those of its tasks with slots of their own
 
     def held_cpu_wide(self, cpu: int) -> int:
         """C(cpu)."""
-        return self.cpu_wide[cpu] + (self.everywhere if cpu in self.online else 0)
+        everywhere = self.everywhere - self.not_on.get(cpu, 0) if cpu in self.online else 0
+        return self.cpu_wide[cpu] + everywhere
+
+    def most_cpu_wide(self) -> int:
+        """A CPU with the greatest C(cpu)."""
+        if self.not_on:
+            return max({*self.cpu_wide.keys(), *self.online}, key=self.held_cpu_wide)
+        return next(iter(self.cpu_wide.above(0)), next(iter(self.online)))
+
+    def held_anywhere(self, task: Task) -> int:
+        """What follows a task wherever it runs."""
+        return self.own.get(task, 0) + (self.process[task.process] if task.process is not None else 0)
 
     def held_by_task(self, task: Task, cpu: int) -> int:
         """T(task, cpu)."""
         bound = self.bound.get(task)
-        return self.anywhere[task] + (bound.get(cpu, 0) if bound else 0)
+        return self.held_anywhere(task) + (bound.get(cpu, 0) if bound else 0)
 
     def held_by_busiest(self, cpu: int) -> int:
         """The greatest T(task, cpu) of any task."""
         on_cpu = self.on_cpu.get(cpu)
-        return max(self.anywhere.greatest(), on_cpu.greatest() if on_cpu else 0)
+        return max(self.anywhere.greatest(), self.process.greatest(), on_cpu.greatest() if on_cpu else 0)
 
     def busy_tasks(self, cpu: int, above: int) -> Iterable[Task]:
-        """The tasks for which T(task, cpu) is greater than ``above``, each once."""
+        """The tasks with slots of their own for which T(task, cpu) is greater than ``above``, each once."""
         seen = set()
         on_cpu = self.on_cpu.get(cpu)
         for task in on_cpu.above(above) if on_cpu else ():
@@ -112,53 +128,80 @@ class PoolBooks:
 
     def add(self, target: Target, slots: int) -> None:
         """Count ``slots`` more (or fewer, below 0) for ``target``."""
-        if target.task is None:
+        if target.process is not None:
+            self.process.set(target.process, self.process[target.process] + slots)
+            for task in tuple(self.threads.get(target.process, ())):
+                self._recount(task, tuple(self.bound.get(task, ())))
+        elif target.task is not None:
             if target.cpus is None:
-                self.everywhere += slots
+                self.own[target.task] = self.own.get(target.task, 0) + slots
             else:
+                bound = self.bound.setdefault(target.task, {})
                 for cpu in target.cpus:
-                    self.cpu_wide.set(cpu, self.cpu_wide[cpu] + slots)
-        elif target.cpus is None:
-            self.anywhere.set(target.task, self.anywhere[target.task] + slots)
+                    bound[cpu] = bound.get(cpu, 0) + slots
             self._recount(target.task, tuple(self.bound.get(target.task, ())))
+        elif target.cpus is None:
+            self.everywhere += slots
         else:
-            bound = self.bound.setdefault(target.task, {})
             for cpu in target.cpus:
-                bound[cpu] = bound.get(cpu, 0) + slots
-            self._recount(target.task, target.cpus)
+                self.cpu_wide.set(cpu, self.cpu_wide[cpu] + slots)
 
     def _recount(self, task: Task, cpus: Iterable[int]) -> None:
-        """Bring ``on_cpu`` in line with what ``task`` holds on ``cpus``; forget CPUs where it is bound no more."""
-        bound = self.bound.get(task)
-        if bound is None:
-            return
+        """Bring the buckets in line with what ``task`` holds; forget what it holds no more."""
+        bound = self.bound.get(task, {})
         for cpu in cpus:
             on_cpu = self.on_cpu.setdefault(cpu, Buckets())
             if bound[cpu]:
-                on_cpu.set(task, self.anywhere[task] + bound[cpu])
-            else:
-                del bound[cpu]
-                on_cpu.set(task, 0)
-                if not len(on_cpu):
-                    del self.on_cpu[cpu]
+                on_cpu.set(task, self.held_anywhere(task) + bound[cpu])
+                continue
+            del bound[cpu]
+            on_cpu.set(task, 0)
+            if not len(on_cpu):
+                del self.on_cpu[cpu]
         if not bound:
-            del self.bound[task]
+            self.bound.pop(task, None)
+        if not self.own.get(task):
+            self.own.pop(task, None)
+        has_own = task in self.own or task in self.bound
+        self.anywhere.set(task, self.held_anywhere(task) if has_own else 0)
+        if task.process is None:
+            return
+        if has_own:
+            self.threads.setdefault(task.process, {})[task] = None
+        elif task in self.threads.get(task.process, ()):
+            del self.threads[task.process][task]
+            if not self.threads[task.process]:
+                del self.threads[task.process]
 
     def dump(self) -> dict[str, Any]:
         """Everything, as plain values that compare equal when nothing has changed."""
         return {
             "everywhere": self.everywhere,
+            "not_on": dict(self.not_on),
             "cpu_wide": self.cpu_wide.as_dict(),
-            "anywhere": self.anywhere.as_dict(),
+            "process": self.process.as_dict(),
+            "own": dict(self.own),
             "bound": {task: dict(cpus) for task, cpus in self.bound.items()},
+            "anywhere": self.anywhere.as_dict(),
             "on_cpu": {cpu: tasks.as_dict() for cpu, tasks in self.on_cpu.items()},
+            "threads": {process: set(tasks) for process, tasks in self.threads.items()},
         }
 
 
 class ClaimRecord:
     """A claim in the books: what was asked, where it stands, and its story."""
 
-    __slots__ = ("claim", "hits", "lost", "plan", "resource_ids", "state", "story")
+    __slots__ = (
+        "claim",
+        "guard_per_s",
+        "hits",
+        "lost",
+        "plan",
+        "rearm_at_ns",
+        "resource_ids",
+        "state",
+        "story",
+    )
 
     def __init__(self, claim: Claim, plan: Plan) -> None:
         self.claim = claim
@@ -166,6 +209,8 @@ class ClaimRecord:
         self.state = State.REQUESTED
         self.resource_ids: tuple[int, ...] = ()
         self.story = Story()
+        self.guard_per_s = 0
+        self.rearm_at_ns = 0  # of a guarded claim, if it reports again by itself
         self.hits = 0  # reported so far
         self.lost = 0  # of these, in rings
 
@@ -185,7 +230,8 @@ class Books:
         self._ended_order: deque[int] = deque()
         self._on_cpu: dict[int, dict[int, None]] = {}  # CPU -> resources CPU-wide on it alone
         self._everywhere: dict[int, None] = {}  # resources CPU-wide on all
-        self._of_task: dict[Task, dict[int, None]] = {}
+        self.absent: dict[int, set[int]] = {}  # per CPU-wide resource: online CPUs where it has no slot
+        self._of: dict[Task | Process, dict[int, None]] = {}
 
     # --- held slots --------------------------------------------------------------------------------------------------
 
@@ -200,38 +246,95 @@ class Books:
 
     def give_back(self, resource_id: int) -> None:
         """Count it as free again."""
-        resource = self.resources.pop(resource_id)
+        resource = self.resources[resource_id]
+        for cpu in tuple(self.absent.get(resource_id, ())):
+            self.come_to(resource_id, cpu)
+        del self.resources[resource_id]
         del self.riders[resource_id]
         self.pools[resource.piece.pool].add(resource.target, -1)
         for place in self._places(resource.target):
             del place[resource_id]
-        task = resource.target.task
-        if task is not None and not self._of_task[task]:
-            del self._of_task[task]
+        whose = resource.target.task or resource.target.process
+        if whose is not None and not self._of[whose]:
+            del self._of[whose]
+
+    def leave(self, resource_id: int, cpu: int) -> None:
+        """A CPU-wide resource has no slot on that CPU any more."""
+        self.absent.setdefault(resource_id, set()).add(cpu)
+        self._count_on(resource_id, cpu, -1)
+
+    def come_to(self, resource_id: int, cpu: int) -> None:
+        """It has one there again."""
+        self.absent[resource_id].remove(cpu)
+        if not self.absent[resource_id]:
+            del self.absent[resource_id]
+        self._count_on(resource_id, cpu, 1)
+
+    def _count_on(self, resource_id: int, cpu: int, slots: int) -> None:
+        resource = self.resources[resource_id]
+        counts = self.pools[resource.piece.pool]
+        if resource.target.cpus is not None:
+            counts.cpu_wide.set(cpu, counts.cpu_wide[cpu] + slots)
+            return
+        not_on = counts.not_on.pop(cpu, 0) - slots
+        if not_on:
+            counts.not_on[cpu] = not_on
+
+    def resources_on(self, cpu: int) -> list[int]:
+        """The CPU-wide resources that belong on that CPU, whether or not they have a slot there, oldest first."""
+        return sorted((*self._everywhere, *self._on_cpu.get(cpu, ())))
+
+    def go_offline(self, cpu: int) -> None:
+        """A CPU is gone; those who were everywhere are everywhere else now."""
+        self.online.discard(cpu)
+        for resource_id in self._everywhere:
+            absent = self.absent.get(resource_id, set())
+            absent.discard(cpu)
+            if not absent:
+                self.absent.pop(resource_id, None)
+        for counts in self.pools.values():
+            counts.not_on.pop(cpu, None)
+
+    def come_online(self, cpu: int) -> None:
+        """A CPU is back, and nobody has a slot there yet."""
+        self.online.add(cpu)
+        for resource_id in self._everywhere:
+            self.leave(resource_id, cpu)
 
     def _places(self, target: Target) -> Iterable[dict[int, None]]:
-        if target.task is not None:
-            return (self._of_task.setdefault(target.task, {}),)
+        whose = target.task or target.process
+        if whose is not None:
+            return (self._of.setdefault(whose, {}),)
         if target.cpus is None:
             return (self._everywhere,)
         return tuple(self._on_cpu.setdefault(cpu, {}) for cpu in target.cpus)
 
     def cpu_wide_on(self, cpu: int, pool: Pool) -> list[int]:
         """The resources that are CPU-wide on that CPU."""
+        everywhere = self._everywhere if cpu in self.online else ()
         return [
             resource_id
-            for resource_id in (*self._everywhere, *self._on_cpu.get(cpu, ()))
-            if self.resources[resource_id].piece.pool is pool
+            for resource_id in (*everywhere, *self._on_cpu.get(cpu, ()))
+            if self.resources[resource_id].piece.pool is pool and cpu not in self.absent.get(resource_id, ())
         ]
 
     def of_task(self, task: Task, cpu: int, pool: Pool) -> list[int]:
-        """The resources of a task that count on that CPU."""
+        """The resources of a task, and of its process, that count on that CPU."""
         found = []
-        for resource_id in self._of_task.get(task, ()):
+        of_process = self._of.get(task.process, ()) if task.process is not None else ()
+        for resource_id in (*self._of.get(task, ()), *of_process):
             resource = self.resources[resource_id]
             if resource.piece.pool is pool and (resource.target.cpus is None or cpu in resource.target.cpus):
                 found.append(resource_id)
         return found
+
+    def of_process(self, process: Process, pool: Pool) -> list[int]:
+        """The resources of a whole process."""
+        return [
+            resource_id
+            for resource_id in self._of.get(process, ())
+            if self.resources[resource_id].piece.pool is pool
+        ]
 
     # --- claims ------------------------------------------------------------------------------------------------------
 
@@ -260,6 +363,7 @@ class Books:
         return {
             "resources": dict(self.resources),
             "riders": dict(self.riders),
+            "absent": {resource_id: set(cpus) for resource_id, cpus in self.absent.items()},
             "claims": {claim_id: record.state for claim_id, record in self.claims.items()},
             "sessions": {session_id: list(claims) for session_id, claims in self.sessions.items()},
             "pools": {pool: counts.dump() for pool, counts in self.pools.items()},

@@ -9,13 +9,13 @@ import enum
 from msgspec import Struct
 
 from hwbpd.core.errors import HwbpError
-from hwbpd.core.model import Claim, Owner, Plan, Resource, Totals
+from hwbpd.core.model import Claim, Owner, Plan, Pool, Resource, Target, Totals
 
 
 class Arm(Struct, frozen=True):
     """Arm these, all or none; answer with ``Armed`` or ``ArmFailed``."""
 
-    claim_id: int
+    claim: Claim
     resources: tuple[Resource, ...]
 
 
@@ -24,6 +24,54 @@ class Disarm(Struct, frozen=True):
 
     claim_id: int
     resource_ids: tuple[int, ...]
+
+
+class Attribute(Struct, frozen=True):
+    """
+    Look who outside is in the way of a claim; answer with ``ForeignFound``, now or later.
+
+    ``cpu`` is where the kernel refused, if it said.
+    """
+
+    claim_id: int
+    pool: Pool
+    target: Target
+    cpu: int | None
+
+
+class TopUp(Struct, frozen=True):
+    """Let a fused resource report so many more hits; answer with ``FuseBlown`` if that is too late."""
+
+    resource_id: int
+    hits: int
+
+
+class Silence(Struct, frozen=True):
+    """Stop these from reporting; their slots stay taken."""
+
+    resource_ids: tuple[int, ...]
+
+
+class Rearm(Struct, frozen=True):
+    """Let these report again; answer with ``Rearmed`` or ``RearmFailed``."""
+
+    claim_id: int
+    resource_ids: tuple[int, ...]
+    fuse_hits: int
+
+
+class DropLeg(Struct, frozen=True):
+    """Give back the leg on a CPU that went offline."""
+
+    resource_id: int
+    cpu: int
+
+
+class AddLeg(Struct, frozen=True):
+    """Take a leg on a CPU that came online; answer with ``LegTaken`` or ``LegRefused``."""
+
+    resource_id: int
+    cpu: int
 
 
 class Route(Struct, frozen=True):
@@ -57,12 +105,40 @@ class Refuse(Struct, frozen=True):
     claim_id: int = 0
 
 
+class Change(enum.StrEnum):
+    """What an owner is told of a claim that goes on."""
+
+    GUARDED = "guarded"  # it reports nothing until it is armed again
+    OFFLINE = "offline"  # it has lost its slot on a CPU that went offline
+    RESUMED = "resumed"  # it has that slot again, or reports again
+    SUSPENDED = "suspended"  # the CPU is back and has no room for it
+
+
+class Tell(Struct, frozen=True):
+    """Tell the owner what has become of its claim; ``cpu`` where it concerns one CPU."""
+
+    claim: Claim
+    change: Change
+    sentence: str
+    cpu: int | None = None
+
+
+class RearmDone(Struct, frozen=True):
+    """Answer whoever asked for it."""
+
+    claim: Claim
+    to: Owner
+    request_id: int
+
+
 class End(enum.StrEnum):
     """How a claim came to its end."""
 
     RELEASED = "released"  # its owner asked
     FORCED = "forced"  # an operator asked
     EXIT = "exit"  # its target exited
+    EXEC = "exec"  # its target runs another program
+    STOLEN = "stolen"  # its slot was gone when it was to be armed again
     SESSION = "session"  # its session ended
     STOPPING = "stopping"  # the daemon ends
 
@@ -82,4 +158,20 @@ class Ended(Struct, frozen=True):
     request_id: int = 0
 
 
-Effect = Arm | Disarm | Route | Unroute | Grant | Refuse | Ended
+Effect = (
+    Arm
+    | Disarm
+    | Attribute
+    | TopUp
+    | Silence
+    | Rearm
+    | DropLeg
+    | AddLeg
+    | Route
+    | Unroute
+    | Grant
+    | Refuse
+    | Tell
+    | RearmDone
+    | Ended
+)

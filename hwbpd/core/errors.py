@@ -12,6 +12,9 @@ from typing import ClassVar
 
 from msgspec import Struct
 
+BOOKS = "books"  # evidence of a holder with a claim of this daemon
+KERNEL_REFUSED = "the kernel refused"  # evidence of a holder nobody has looked for yet
+
 
 class Holder(Struct, frozen=True):
     """Somebody who has slots that a refused claim would have needed."""
@@ -23,12 +26,15 @@ class Holder(Struct, frozen=True):
     slots: int  # on the place where there was no room
     place: str  # "on tid 812", "cpu-wide on cpu 3"
     claim_ids: tuple[int, ...] = ()
-    evidence: str = "books"  # how we know: books, or what was found outside them
+    evidence: str = BOOKS  # how we know: books, or what was found outside them
 
     def __str__(self) -> str:
-        who = f"{self.comm}[{self.pid}]" if self.pid else self.comm
-        kind = f" as {self.kind}" if self.kind else ""
-        return f"{who}{kind}: {self.slots} {self.place}"
+        if self.evidence == BOOKS:
+            return f"{self.comm}[{self.pid}] as {self.kind}: {self.slots} {self.place}"
+        who = f"{self.comm}[{self.pid}]" if self.pid else "somebody"
+        how_many = f"at least {self.slots}" if self.evidence == KERNEL_REFUSED else self.slots or "some"
+        how_known = f" ({self.evidence})" if self.pid else ""
+        return f"{who} outside hwbpd: {how_many} {self.place}{how_known}"
 
 
 class HwbpError(Exception):

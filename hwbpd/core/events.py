@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from hwbpd.core.errors import Holder
 from hwbpd.core.model import Access, Kind, Mode, Owner, Plan, Span, Target, Totals
 
 
@@ -16,7 +17,11 @@ class Event(Struct, frozen=True):
 
 
 class ClaimRequested(Event, frozen=True):
-    """An owner asks for slots; the backend has already cut the span into the pieces of ``plan``."""
+    """
+    An owner asks for slots; the backend has already cut the span into the pieces of ``plan``.
+
+    ``guard_per_s``: how many hits a second are let through, 0 for any number.
+    """
 
     owner: Owner
     request_id: int
@@ -27,6 +32,8 @@ class ClaimRequested(Event, frozen=True):
     target: Target
     label: str
     plan: Plan
+    guard_per_s: int = 0
+    privileged: bool = False
 
 
 class Armed(Event, frozen=True):
@@ -42,6 +49,9 @@ class ArmFailed(Event, frozen=True):
     errno: int
     cpu: int | None
     tid: int | None
+    needed: int = 0  # with EMFILE: how many descriptors it would have taken
+    allowed: int = 0
+    sentence: str = ""  # the reason, where it is not the machine's
 
 
 class ReleaseRequested(Event, frozen=True):
@@ -60,6 +70,13 @@ class Disarmed(Event, frozen=True):
     totals: Totals
 
 
+class ForeignFound(Event, frozen=True):
+    """What was found of those outside hwbpd who are in the way of a claim; ``holders`` may be empty."""
+
+    claim_id: int
+    holders: tuple[Holder, ...]
+
+
 class HitsCounted(Event, frozen=True):
     """A drain brought hits, or news of lost ones, since the last."""
 
@@ -68,10 +85,70 @@ class HitsCounted(Event, frozen=True):
     lost: int
 
 
-class TargetExited(Event, frozen=True):
-    """The thread that a resource is for has exited. Its slot stays taken until we give it back."""
+class TargetEnded(Event, frozen=True):
+    """The thread or process that a resource is for has exited, or runs another program. The slot stays taken."""
 
     resource_id: int
+    execed: bool
+
+
+class FuseBlown(Event, frozen=True):
+    """A top-up came too late: the resource has stopped by itself."""
+
+    resource_id: int
+
+
+class RearmRequested(Event, frozen=True):
+    """Somebody asks to let a guarded claim report again."""
+
+    by: Owner
+    request_id: int
+    claim_id: int
+    operator: bool
+
+
+class Rearmed(Event, frozen=True):
+    """The machine lets every resource of the claim report again."""
+
+    claim_id: int
+
+
+class RearmFailed(Event, frozen=True):
+    """The machine had to give up a slot for that and could not have it back."""
+
+    claim_id: int
+    errno: int
+
+
+class CpuWentOffline(Event, frozen=True):
+    """What was armed there is gone from the CPU, and still held by the kernel until we give it back."""
+
+    cpu: int
+
+
+class CpuCameOnline(Event, frozen=True):
+    """It is back, with nothing armed."""
+
+    cpu: int
+
+
+class LegTaken(Event, frozen=True):
+    """The machine has armed a resource on a CPU that came online."""
+
+    resource_id: int
+    cpu: int
+
+
+class LegRefused(Event, frozen=True):
+    """It could not."""
+
+    resource_id: int
+    cpu: int
+    errno: int
+
+
+class Tick(Event, frozen=True):
+    """A deadline that the arbiter named has passed."""
 
 
 class SessionEnded(Event, frozen=True):
@@ -93,8 +170,18 @@ AnyEvent = (
     | ArmFailed
     | ReleaseRequested
     | Disarmed
+    | ForeignFound
     | HitsCounted
-    | TargetExited
+    | TargetEnded
+    | FuseBlown
+    | RearmRequested
+    | Rearmed
+    | RearmFailed
+    | CpuWentOffline
+    | CpuCameOnline
+    | LegTaken
+    | LegRefused
+    | Tick
     | SessionEnded
     | Stopping
 )

@@ -11,7 +11,7 @@ from collections import Counter
 
 from hwbpd.core.books import Books
 from hwbpd.core.lifecycle import ENDED, HOLDING, State
-from hwbpd.core.model import Task
+from hwbpd.core.model import Process, Task
 
 
 def check(books: Books) -> None:
@@ -24,7 +24,7 @@ def check(books: Books) -> None:
 
 def nothing_is_waiting(books: Books) -> None:
     """Between two messages nobody sees a claim half armed or half released."""
-    halfway = {State.REQUESTED, State.ARMING, State.RELEASING}
+    halfway = {State.REQUESTED, State.ARMING, State.REARMING, State.RELEASING}
     stuck = [claim_id for claim_id, record in books.claims.items() if record.state in halfway]
     assert not stuck, f"claims {stuck} are between states"
 
@@ -32,47 +32,57 @@ def nothing_is_waiting(books: Books) -> None:
 def nothing_is_over_committed(books: Books) -> None:
     """On no CPU do CPU-wide slots and those of any one task exceed what there is."""
     for pool, counts in books.pools.items():
-        tasks = {*counts.anywhere.keys(), *counts.bound}
         for cpu in books.possible:
             assert 0 <= counts.held_cpu_wide(cpu) <= counts.slots, f"{pool}: cpu {cpu}"
-            for task in tasks:
-                held = counts.held_cpu_wide(cpu) + counts.held_by_task(task, cpu)
-                assert held <= counts.slots, f"{pool}: {held} of {counts.slots} for {task} on cpu {cpu}"
+            held = counts.held_cpu_wide(cpu) + counts.held_by_busiest(cpu)
+            assert held <= counts.slots, f"{pool}: {held} of {counts.slots} on cpu {cpu}"
 
 
 def counts_are_those_of_the_resources(books: Books) -> None:
     """Every count is the number of resources it stands for."""
     for pool, counts in books.pools.items():
-        everywhere = 0
-        cpu_wide: Counter[int] = Counter()
-        anywhere: Counter[Task] = Counter()
+        resources = [resource for resource in books.resources.values() if resource.piece.pool is pool]
+        targets = [resource.target for resource in resources]
+        everywhere = [one.resource_id for one in resources if one.target.is_cpu_wide and one.target.cpus is None]
+        not_on = Counter(cpu for resource_id in everywhere for cpu in books.absent.get(resource_id, ()))
+        on_one = Counter(
+            cpu
+            for one in resources
+            if one.target.is_cpu_wide
+            for cpu in one.target.cpus or ()
+            if cpu not in books.absent.get(one.resource_id, ())
+        )
+        of_process: Counter[Process | None] = Counter(
+            target.process for target in targets if target.process is not None
+        )
+        own = Counter(target.task for target in targets if target.task is not None and target.cpus is None)
         bound: dict[Task, Counter[int]] = {}
-        for resource in books.resources.values():
-            task, cpus = resource.target.task, resource.target.cpus
-            if resource.piece.pool is not pool:
-                continue
-            if task is None and cpus is None:
-                everywhere += 1
-            elif task is None:
-                cpu_wide.update(cpus or ())
-            elif cpus is None:
-                anywhere[task] += 1
-            else:
-                bound.setdefault(task, Counter()).update(cpus)
+        for target in targets:
+            if target.task is not None and target.cpus is not None:
+                bound.setdefault(target.task, Counter()).update(target.cpus)
+        tasks = {*own, *bound}
+        anywhere = {task: own[task] + of_process[task.process] for task in tasks}
         on_cpu: dict[int, dict[Task, int]] = {}
-        for task, cpus_of_task in bound.items():
-            for cpu, count in cpus_of_task.items():
+        for task, cpus in bound.items():
+            for cpu, count in cpus.items():
                 on_cpu.setdefault(cpu, {})[task] = count + anywhere[task]
         expected = {
-            "everywhere": everywhere,
-            "cpu_wide": dict(cpu_wide),
+            "everywhere": len(everywhere),
+            "not_on": dict(not_on),
+            "cpu_wide": dict(on_one),
+            "process": dict(of_process),
+            "own": dict(own),
+            "bound": {task: dict(cpus) for task, cpus in bound.items()},
             "anywhere": {task: count for task, count in anywhere.items() if count},
-            "bound": {task: dict(cpus_of_task) for task, cpus_of_task in bound.items()},
             "on_cpu": on_cpu,
         }
-        assert counts.dump() == expected, f"{pool}: {counts.dump()} instead of {expected}"
+        dump = counts.dump()
+        threads = {task for of_one in dump.pop("threads").values() for task in of_one}
+        assert dump == expected, f"{pool}: {dump} instead of {expected}"
+        assert threads == {task for task in tasks if task.process is not None}, f"{pool}: {threads}"
         for cpu in books.possible:
-            by_hand = max((counts.held_by_task(task, cpu) for task in {*anywhere, *bound}), default=0)
+            by_hand = max((counts.held_by_task(task, cpu) for task in tasks), default=0)
+            by_hand = max([by_hand, *of_process.values()])
             assert counts.held_by_busiest(cpu) == by_hand, f"{pool}: the busiest task on cpu {cpu}"
 
 

@@ -14,8 +14,11 @@ import enum
 class State(enum.StrEnum):
     REQUESTED = "requested"
     ARMING = "arming"  # counted in the books, and the machine is asked
+    ATTRIBUTING = "attributing"  # the kernel had no room although the books had; somebody looks who is in the way
     ARMED = "armed"  # granted
-    RELEASING = "releasing"  # still counted in the books, until the machine has given the slot back
+    GUARDED = "guarded"  # too many hits: it holds its slots and reports nothing until it is armed again
+    REARMING = "rearming"
+    RELEASING = "releasing"  # still counted in the books, until the machine has given the slots back
     RELEASED = "released"
     REFUSED = "refused"
 
@@ -24,7 +27,11 @@ class Step(enum.StrEnum):
     FITS = "fits"
     DOES_NOT_FIT = "does not fit"
     ARMED = "armed"
+    NO_ROOM = "no room in the kernel"
     ARM_FAILED = "arm failed"
+    ATTRIBUTED = "attributed"
+    FLOODED = "flooded"
+    REARM = "rearm"
     RELEASE = "release"
     DISARMED = "disarmed"
 
@@ -34,12 +41,20 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (State.REQUESTED, Step.DOES_NOT_FIT): State.REFUSED,
     (State.ARMING, Step.ARMED): State.ARMED,
     (State.ARMING, Step.ARM_FAILED): State.REFUSED,
+    (State.ARMING, Step.NO_ROOM): State.ATTRIBUTING,
+    (State.ATTRIBUTING, Step.ATTRIBUTED): State.REFUSED,
+    (State.ARMED, Step.FLOODED): State.GUARDED,
+    (State.GUARDED, Step.REARM): State.REARMING,
+    (State.REARMING, Step.ARMED): State.ARMED,
     (State.ARMED, Step.RELEASE): State.RELEASING,
+    (State.GUARDED, Step.RELEASE): State.RELEASING,
+    (State.REARMING, Step.RELEASE): State.RELEASING,  # because it could not be armed again
     (State.RELEASING, Step.DISARMED): State.RELEASED,
 }
 
 ENDED = frozenset({State.RELEASED, State.REFUSED})
-HOLDING = frozenset({State.ARMING, State.ARMED, State.RELEASING})  # the books count its slots
+HOLDING = frozenset({State.ARMING, State.ARMED, State.GUARDED, State.REARMING, State.RELEASING})  # counted in the books
+SETTLED = frozenset({State.ARMED, State.GUARDED})  # may be found so between two messages; ATTRIBUTING too
 
 
 def after(state: State, step: Step) -> State:

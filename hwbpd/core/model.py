@@ -69,6 +69,10 @@ class Mode(Struct, frozen=True):
     user_chain: bool = False  # a call chain of the user stack with each hit
     kernel_chain: bool = False
     ring_bytes: int = 0  # per leg; a power of two times the page size; 0 without a ring
+    across_exec: bool = False  # go on when the target execs; its addresses may then mean something else
+    only_pid: int = 0  # of CPU-wide hits, those of this process
+    hide_kernel: bool = False  # where the kernel runs is kept from an owner without privileges
+    fuse_hits: int = 0  # stop by itself after so many hits that nobody has answered for; 0: never
 
 
 class Pool(enum.StrEnum):
@@ -93,32 +97,52 @@ class Plan(Struct, frozen=True):
     pieces: tuple[Piece, ...]
 
 
+class Process(Struct, frozen=True):
+    """A process: all its threads, those born later too. ``start_ticks`` is its first thread's."""
+
+    pid: int
+    start_ticks: int
+
+
 class Task(Struct, frozen=True):
-    """A thread. ``start_ticks`` (field 22 of /proc/TID/stat) tells it from a later thread with the same number."""
+    """
+    A thread. ``start_ticks`` (field 22 of /proc/TID/stat) tells it from a later thread with the same number.
+
+    ``process`` is the one it belongs to; None where a machine has no processes.
+    """
 
     tid: int
     start_ticks: int
+    process: Process | None = None
 
 
 class Target(Struct, frozen=True):
     """
-    Whose registers a claim is for.
+    Whose registers a claim is for: a thread, a process, or with neither of them a CPU, whatever runs there.
 
-    ====  =====  =========================================================
-    task  cpus   meaning
-    ====  =====  =========================================================
-    --    --     CPU-wide, on every CPU
-    --    given  CPU-wide, on these CPUs
-    given --     the task, wherever it runs
-    given given  the task, while it runs on one of these CPUs
-    ====  =====  =========================================================
+    =======  =====  =========================================================
+    whose    cpus   meaning
+    =======  =====  =========================================================
+    nobody   --     CPU-wide, on every CPU
+    nobody   given  CPU-wide, on these CPUs
+    task     --     the task, wherever it runs
+    task     given  the task, while it runs on one of these CPUs
+    process  --     each thread of the process, wherever it runs
+    =======  =====  =========================================================
     """
 
     task: Task | None = None
     cpus: tuple[int, ...] | None = None  # ascending, without repetition
+    process: Process | None = None
+
+    @property
+    def is_cpu_wide(self) -> bool:
+        return self.task is None and self.process is None
 
     def __str__(self) -> str:
         cpus = "" if self.cpus is None else f"cpu {format_cpus(self.cpus)}"
+        if self.process is not None:
+            return f"pid {self.process.pid}"
         if self.task is None:
             return f"cpu-wide on {cpus or 'all cpus'}"
         return f"tid {self.task.tid}" + (f" on {cpus}" if cpus else "")
@@ -149,6 +173,7 @@ class Claim(Struct, frozen=True):
     target: Target
     label: str
     requested_ns: int
+    privileged: bool = False  # its owner was as mighty as the daemon when it asked
 
 
 class Resource(Struct, frozen=True):

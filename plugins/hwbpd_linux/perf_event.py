@@ -50,13 +50,17 @@ _COUNTS: Final = struct.Struct("=QQQQ")
 
 # The one-bit fields of perf_event_attr, after read_format.
 DISABLED: Final = 1 << 0
+INHERIT: Final = 1 << 1  # by whatever the thread clones or forks
 PINNED: Final = 1 << 2
 EXCLUDE_USER: Final = 1 << 4
 EXCLUDE_KERNEL: Final = 1 << 5
 EXCLUDE_HV: Final = 1 << 6
+BIRTHS: Final = 1 << 13  # "task": a record for each thread or process that is born, or ends
 EXCLUDE_CALLCHAIN_KERNEL: Final = 1 << 21
 EXCLUDE_CALLCHAIN_USER: Final = 1 << 22
 _USE_CLOCKID: Final = 1 << 25
+INHERIT_THREAD: Final = 1 << 35  # inherit by threads only, not by processes
+REMOVE_ON_EXEC: Final = 1 << 36
 
 # struct perf_event_attr up to config3 (PERF_ATTR_SIZE_VER8).
 _ATTR: Final = struct.Struct("=IIQQQQQIIQQQQIiQIHHIIQQ")
@@ -64,6 +68,8 @@ assert _ATTR.size == 136
 
 _IOC_ENABLE: Final = 0x2400
 _IOC_DISABLE: Final = 0x2401
+_IOC_REFRESH: Final = 0x2402
+_IOC_SET_OUTPUT: Final = 0x2405
 
 _MEMORY_ORDER_SEQ_CST: Final = 5
 
@@ -93,6 +99,7 @@ def open_breakpoint(
     cpu: int,
     flags: int = DISABLED | PINNED,
     sample_type: int = 0,
+    overflows: bool = False,
     read_lost: bool = True,
 ) -> int:
     """
@@ -102,6 +109,7 @@ def open_breakpoint(
     :param tid: a thread, 0 for the calling one, or -1 for whatever runs on ``cpu``.
     :param cpu: a CPU, or -1 for wherever ``tid`` runs.
     :param sample_type: what a record holds; 0 for an event that only counts.
+    :param overflows: whether each hit overflows the event, as ``refresh`` needs it; with records it always does.
     :param read_lost: whether to ask for the count of lost hits; only the search for what a host lacks does without.
     :raises OSError: ENOSPC without a free slot; a malformed request gets that too when no slot is free.
 
@@ -109,7 +117,7 @@ def open_breakpoint(
     that user space reads. perf_event_open(2).
     """
     read_format = _FORMAT_TIME_ENABLED | _FORMAT_TIME_RUNNING | (_FORMAT_LOST if read_lost else 0)
-    period = 1 if sample_type else 0
+    period = 1 if overflows or sample_type else 0
     attr = _ATTR.pack(
         *(TYPE_BREAKPOINT, _ATTR.size, 0, period, sample_type, read_format, flags | _USE_CLOCKID, 1),
         *(bp_type, address, length_bytes, 0, 0, 0, time.CLOCK_MONOTONIC, 0, 0, 0, 0, 0, 0, 0, 0),
@@ -117,10 +125,20 @@ def open_breakpoint(
     return _perf_event_open(attr, tid, cpu)
 
 
-def open_dummy(tid: int) -> int:
-    """Return an event of a thread that counts nothing and takes no slot; raises ``OSError``."""
-    attr = _ATTR.pack(TYPE_SOFTWARE, _ATTR.size, _CONFIG_DUMMY, 0, 0, 0, DISABLED, 1, *(0,) * 15)
-    return _perf_event_open(attr, tid, -1)
+def open_dummy(tid: int, *, cpu: int = -1, flags: int = DISABLED) -> int:
+    """
+    Return an event that counts nothing and takes no slot; what ``flags`` ask for it still reports.
+
+    :param tid: a thread, or -1 for whatever runs on ``cpu``.
+    :param cpu: a CPU, or -1 for wherever ``tid`` runs.
+    :raises OSError: with the kernel's errno.
+    """
+    read_format = _FORMAT_TIME_ENABLED | _FORMAT_TIME_RUNNING | _FORMAT_LOST
+    attr = _ATTR.pack(
+        *(TYPE_SOFTWARE, _ATTR.size, _CONFIG_DUMMY, 0, 0, read_format, flags | _USE_CLOCKID, 1),
+        *(0, 0, 0, 0, 0, 0, time.CLOCK_MONOTONIC, 0, 0, 0, 0, 0, 0, 0, 0),
+    )
+    return _perf_event_open(attr, tid, cpu)
 
 
 def _perf_event_open(attr: bytes, tid: int, cpu: int) -> int:
@@ -142,6 +160,26 @@ def enable(fd: int) -> None:
 def disable(fd: int) -> None:
     """Stop the event. When this returns its CPU has stopped it: no record is still being written."""
     fcntl.ioctl(fd, _IOC_DISABLE, 0)
+
+
+def refresh(fd: int, hits: int) -> None:
+    """
+    Let the event report so many more hits than it may already, and enable it; it stops by itself after them.
+
+    :raises OSError: EINVAL for an event that is inherited or does not overflow.
+
+    On some kernels an event that has stopped so stays silent, whatever is asked of it.
+    """
+    fcntl.ioctl(fd, _IOC_REFRESH, hits)
+
+
+def set_output(fd: int, into: int) -> None:
+    """
+    Write the event's records into another event's ring.
+
+    :raises OSError: EINVAL unless both are bound to the same CPU, or to the same thread and no CPU.
+    """
+    fcntl.ioctl(fd, _IOC_SET_OUTPUT, into)
 
 
 def read_counts(fd: int) -> Counts:

@@ -21,6 +21,7 @@ said at ``perf_event.fence``.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from hwbpd_linux.perf_event import PAGE_BYTES, fence
@@ -81,6 +82,22 @@ class Ring:
         # to stay empty.
         room = self._size - (self._positions[0] - tail)
         return Chunk(records, hits, losses or room <= self._scarce_bytes, taken_bytes < waiting)
+
+    def others(self) -> Iterator[bytes]:
+        """Take every record out, and return those that are no samples."""
+        head, tail = self._positions
+        if fence is not None:
+            fence()
+        data = self._copy(tail, head - tail)
+        if fence is not None:
+            fence()
+        self._positions[1] = head
+        at = 0
+        while at < len(data):
+            record_type, _, size = _HEADER.unpack_from(data, at)
+            if record_type != _SAMPLE:
+                yield data[at : at + size]
+            at += size
 
     def close(self) -> None:
         """Let go of the memory; it may be unmapped then."""

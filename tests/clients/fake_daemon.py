@@ -20,7 +20,7 @@ Message = dict[str, Any]
 Answer = Callable[[Message], list[Message]]
 
 EPOCH = 0xFEED
-NOTICES = ("hits", "lost", "closing", "news")
+NOTICES = ("hits", "lost", "guarded", "resumed", "suspended", "closing", "news")
 
 
 def message(op: str, **fields: Any) -> Message:
@@ -37,25 +37,37 @@ def always(*messages: Message) -> Answer:
 
 
 def record(
-    ip: int = 0x401136, *, tid: int = 813, time_ns: int = 1, mode: int = 2, chain: list[int] | None = None
+    ip: int = 0x401136, *, tid: int = 813, time_ns: int = 1, mode: int = 2, cpu: int = 1, chain: list[int] | None = None
 ) -> bytes:
-    """One hit record, of process 812 on CPU 1, for a slot that holds 0x404040."""
+    """One hit record, of process 812, for a slot that holds 0x404040."""
     tail = b"" if chain is None else struct.pack(f"={len(chain) + 1}Q", len(chain), *chain)
-    return struct.pack("=IHHQIIQQII", 9, mode, 48 + len(tail), ip, 812, tid, time_ns, 0x404040, 1, 0) + tail
+    return struct.pack("=IHHQIIQQII", 9, mode, 48 + len(tail), ip, 812, tid, time_ns, 0x404040, cpu, 0) + tail
 
 
 def hits(claim: int, *records: bytes, lost: int = 0, dropped: int = 0) -> Message:
     return message("hits", claim=claim, count=len(records), records=b"".join(records), lost=lost, dropped=dropped)
 
 
-def totals(hits: int = 0, delivered: int = 0, lost: int = 0, dropped: int = 0) -> Message:
-    return {"hits": hits, "delivered": delivered, "lost": lost, "dropped": dropped}
+def totals(hits: int = 0, delivered: int = 0, lost: int = 0, dropped: int = 0, filtered: int = 0) -> Message:
+    counts = {"hits": hits, "delivered": delivered, "lost": lost, "dropped": dropped}
+    return counts | ({"filtered": filtered} if filtered else {})
 
 
 def gone(claim: int, reason: str = "exit", **counts: int) -> Message:
     """The notice that a claim is over."""
     sentence = "tid 813 exited" if reason == "exit" else "root released it"
     return message("lost", claim=claim, reason=reason, sentence=sentence, **totals(**counts))
+
+
+def offline(claim: int, cpu: int) -> Message:
+    """The notice that a claim has lost its slot on one CPU, and goes on."""
+    sentence = f"cpu {cpu} went offline"
+    return message("lost", claim=claim, reason="offline", sentence=sentence, cpu=cpu, **totals())
+
+
+def guarded(claim: int) -> Message:
+    """The notice that a claim is silenced."""
+    return message("guarded", claim=claim, sentence="silenced: more than 10000 hits a second")
 
 
 def final(op: str = "released", claim: int = 1, **counts: int) -> Message:
@@ -85,6 +97,7 @@ class FakeDaemon:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.epoch = EPOCH
+        self.machine = "fake"
         self.requests: list[Message] = []
         self._claims = 0
         self._notices = 0
@@ -95,18 +108,27 @@ class FakeDaemon:
             "release": lambda request: [final(claim=request["claim"])],
             "counts": lambda request: [final("counts", claim=request["claim"])],
             "slots": always(message("slots", pools={"any": 4}, cpus=[], resources=[], more=False)),
+            "rearm": lambda request: [message("rearmed", claim=request["claim"])],
+            "fit": self._fit,
+            "foreign": always(message("foreign", holders=[])),
             "capabilities": always(message("capabilities", **CAPABILITIES)),
             "why": lambda request: [message("why", claim=request["claim"], state="armed", lines=["asked", "armed"])],
             "goodbye": always(message("bye")),
         }
 
     def _welcome(self, _request: Message) -> list[Message]:
-        return [message("welcome", version=1, epoch=self.epoch, session=1, machine="fake", backend="x86")]
+        return [message("welcome", version=1, epoch=self.epoch, session=1, machine=self.machine, backend="x86")]
 
     def _grant(self, request: Message) -> list[Message]:
         self._claims += 1
         piece = {name: request[name] for name in ("address", "length", "access")} | {"pool": "any"}
-        return [message("granted", claim=self._claims, pieces=[piece], ring_bytes=4096)]
+        kind, guard = request["kind"], request.get("guard", 10_000)
+        return [message("granted", claim=self._claims, pieces=[piece], ring_bytes=4096, kind=kind, guard=guard)]
+
+    @staticmethod
+    def _fit(request: Message) -> list[Message]:
+        piece = {name: request[name] for name in ("address", "length", "access")} | {"pool": "any"}
+        return [message("fit", fits=True, pieces=[piece])]
 
     def asked(self, op: str) -> list[Message]:
         """The requests of that name, oldest first."""

@@ -15,7 +15,19 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from hwbpctl.__main__ import app
-from tests.clients.fake_daemon import RESOURCE_ROW, FakeDaemon, always, error, final, gone, hits, message, record
+from tests.clients.fake_daemon import (
+    RESOURCE_ROW,
+    FakeDaemon,
+    always,
+    error,
+    final,
+    gone,
+    guarded,
+    hits,
+    message,
+    offline,
+    record,
+)
 
 ROOT = Path(__file__).parents[2]
 EVENT = "mem:0x404040/8:w"
@@ -76,6 +88,57 @@ def test_caps_why_and_release_answer_people_and_programs(daemon: FakeDaemon) -> 
     assert json.loads(run(daemon, "caps", as_json=True).stdout)["pools"] == {"any": 4}
     assert json.loads(run(daemon, "why", "7", as_json=True).stdout)["lines"] == ["asked", "armed"]
     assert json.loads(run(daemon, "release", "7", as_json=True).stdout)["dropped"] == 1
+
+
+def test_ls_looks_outside_the_daemon_only_when_asked(daemon: FakeDaemon) -> None:
+    # Given a slot that perf has outside the daemon,
+    perf = HOLDER | {"pid": 97, "comm": "perf", "kind": "", "slots": 1, "place": "cpu-wide on cpu 0", "claim_ids": []}
+    daemon.answers["foreign"] = always(message("foreign", holders=[perf | {"evidence": "perf fd"}]))
+
+    # when slots are listed, then it shows with --foreign alone.
+    assert "perf[97]" not in run(daemon, "ls").stdout
+    assert daemon.asked("foreign") == []
+    text = run(daemon, "ls", "--foreign").stdout
+    assert "outside hwbpd:" in text
+    assert "perf[97]" in text
+    value = json.loads(run(daemon, "ls", "--foreign", as_json=True).stdout)
+    assert value["foreign"][0]["evidence"] == "perf fd"
+    assert value["pools"] == {"any": 4}
+
+
+def test_fit_tells_whether_with_its_exit_status_and_claims_nothing(daemon: FakeDaemon) -> None:
+    # Given a daemon with room,
+    fitting = run(daemon, "fit", "-e", EVENT, "-p", "812")
+    assert fitting.exit_code == 0
+    assert fitting.stdout.startswith("fits, with 1 slot on pid 812: 0x404040/8:w\n")
+
+    # and one without, then the holders are named on standard output: they are the answer.
+    daemon.answers["fit"] = always(FULL | {"op": "fit", "fits": False, "pieces": []})
+    full = run(daemon, "fit", "-e", EVENT, "-C", "0,1")
+    assert full.exit_code == 1
+    assert full.stdout.splitlines()[:2] == [
+        "does not fit: ENOSPC: no slot on tid 812",
+        "  held by gdb[812] as ptrace: 3 on tid 812 (claims 4,5,6)",
+    ]
+    as_json = run(daemon, "fit", "-e", EVENT, "-t", "1", as_json=True)
+    assert as_json.exit_code == 1
+    value = json.loads(as_json.stdout)
+    assert (value["fits"], value["refusal"]["errno"], value["refusal"]["holders"]) == (False, "ENOSPC", [HOLDER])
+    assert [(ask["pid"] if "pid" in ask else ask["tid"], ask.get("cpus")) for ask in daemon.asked("fit")] == [
+        (812, None),
+        (0, [0, 1]),
+        (1, None),
+    ]
+    assert daemon.asked("claim") == []
+
+
+def test_rearm_lets_a_claim_report_again(daemon: FakeDaemon) -> None:
+    assert run(daemon, "rearm", "7").stdout == "claim 7 reports again\n"
+    assert json.loads(run(daemon, "rearm", "7", as_json=True).stdout) == {"claim": 7}
+    daemon.answers["rearm"] = always(error("EINVAL", "claim 7 is armed"))
+    refused = run(daemon, "rearm", "7")
+    assert refused.exit_code == 1
+    assert refused.stderr == "hwbpctl: EINVAL: claim 7 is armed\n"
 
 
 # --- refusals and wrong usage ----------------------------------------------------------------------------------------
@@ -140,6 +203,15 @@ def test_a_bad_event_is_pointed_at(daemon: FakeDaemon) -> None:
         ["watch", "-e", EVENT, "-a", "-C", "0"],
         ["watch", "-e", EVENT, "-C", "0-"],
         ["watch", "-e", EVENT, "-a", "-c", "0"],
+        ["watch", "-e", EVENT, "-p", "1", "-t", "1"],
+        ["watch", "-e", EVENT, "-p", "1", "-C", "0"],
+        ["watch", "-e", EVENT, "-p", "1", "-a"],
+        ["watch", "-e", EVENT, "--only-pid", "1"],
+        ["watch", "-e", EVENT, "--only-pid", "1", "-t", "1"],
+        ["watch", "-e", EVENT, "--only-pid", "1", "--", "true"],
+        ["watch", "-e", EVENT, "-a", "--guard", "-1"],
+        ["fit", "-e", EVENT],
+        ["rearm"],
         ["stat", "-e", EVENT, "-t", "-1"],
         ["release"],
         ["why", "gdb"],
@@ -153,7 +225,7 @@ def test_wrong_usage_is_status_2_and_asks_nobody(daemon: FakeDaemon, words: Sequ
 
 def test_help_names_every_verb() -> None:
     text = CliRunner().invoke(app, ["--help"]).stdout
-    assert all(verb in text for verb in ("ls", "watch", "stat", "hold", "caps", "release", "why"))
+    assert all(verb in text for verb in ("ls", "watch", "stat", "hold", "fit", "rearm", "caps", "doctor", "why"))
 
 
 # --- verbs that claim ------------------------------------------------------------------------------------------------
@@ -196,6 +268,59 @@ def test_watch_stops_after_so_many_hits(daemon: FakeDaemon) -> None:
     result = run(daemon, "watch", "-e", EVENT, "-t", "813", "-c", "2")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[2:] == [f"{EVENT}: 3 hits: 3 delivered, 0 lost, 0 dropped", "2 shown"]
+
+
+def test_a_process_a_guard_and_a_filter_are_passed_on(daemon: FakeDaemon) -> None:
+    grant_then(daemon, gone(1))
+    run(daemon, "watch", "-e", EVENT, "-p", "812", "--guard", "50")
+    daemon.answers["claim"] = always(message("granted", claim=2, pieces=[], ring_bytes=0), gone(2))
+    run(daemon, "watch", "-e", EVENT, "-a", "--only-pid", "812")
+    process, filtered = daemon.asked("claim")
+    assert (process["pid"], process["tid"], process["guard"]) == (812, 0, 50)
+    assert (filtered["only_pid"], "pid" in filtered, "cpus" in filtered) == (812, False, False)
+    assert not any("across_exec" in request for request in (process, filtered))
+
+
+@pytest.mark.parametrize("verb", ["watch", "stat", "hold"])
+def test_what_happens_to_a_claim_is_told_beside_the_hits(daemon: FakeDaemon, verb: str) -> None:
+    # Given a claim that is silenced, is armed again, and loses a CPU before its target exits,
+    resumed = message("resumed", claim=1, sentence="it reports again")
+    between = [hits(1, record())] if verb == "watch" else []
+    grant_then(daemon, guarded(1), *between, resumed, offline(1, 1), gone(1, hits=1, delivered=1))
+    result = run(daemon, verb, "-e", EVENT, "-t", "813")
+
+    # then each is a line on stderr, with the remedy where there is one, and none of them ends it.
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        f"hwbpctl: claim 1 ({EVENT}) guarded: silenced: more than 10000 hits a second (hwbpctl rearm 1)",
+        f"hwbpctl: claim 1 ({EVENT}) resumed: it reports again",
+        f"hwbpctl: claim 1 ({EVENT}) offline: cpu 1 went offline",
+    ]
+    assert verb != "watch" or "0x401136" in result.stdout
+
+
+def test_what_happens_to_a_claim_is_json_for_programs(daemon: FakeDaemon) -> None:
+    grant_then(daemon, offline(1, 1), gone(1))
+    result = run(daemon, "hold", "-e", EVENT, "-t", "813", as_json=True)
+    assert json.loads(result.stderr) == {"type": "offline", "claim": 1, "event": EVENT, "cpu": 1} | {
+        "sentence": "cpu 1 went offline",
+    }
+
+
+def test_a_count_that_the_guard_cut_short_is_marked(daemon: FakeDaemon) -> None:
+    grant_then(daemon, guarded(1))
+    daemon.answers["release"] = always(final(hits=10_000))
+    assert "10,000      mem:0x404040/8:w  (guarded: the count stopped)" in (
+        run(daemon, "stat", "-e", EVENT, "-a", "--timeout", "0.2").stdout
+    )
+
+
+@pytest.mark.parametrize(("reason", "status"), [("exec", 1), ("stolen", 1)])
+def test_a_claim_that_ends_before_its_target_is_told_why(daemon: FakeDaemon, reason: str, status: int) -> None:
+    grant_then(daemon, gone(1, reason))
+    result = run(daemon, "watch", "-e", EVENT, "-t", "813")
+    assert result.exit_code == status
+    assert result.stderr.startswith("hwbpctl: claim 1 is over: ")
 
 
 def test_stat_counts_until_its_time_is_over(daemon: FakeDaemon) -> None:
@@ -293,7 +418,15 @@ def test_a_command_without_another_target_is_the_target(daemon: FakeDaemon, tmp_
     pid_file = tmp_path / "pid"
     with start(daemon, "stat", "-e", EVENT, "--", "sh", "-c", f"echo $$ > {pid_file}; kill -9 $$") as process:
         assert process.wait(30) == 128 + 9
-    assert daemon.asked("claim")[0]["tid"] == int(pid_file.read_text())
+    (request,) = daemon.asked("claim")
+    assert request["tid"] == int(pid_file.read_text())
+    assert request["across_exec"] is True
+
+
+def test_a_command_beside_another_target_says_nothing_of_its_exec(daemon: FakeDaemon) -> None:
+    with start(daemon, "stat", "-e", EVENT, "-t", str(os.getpid()), "--", "true") as process:
+        assert process.wait(30) == 0
+    assert "across_exec" not in daemon.asked("claim")[0]
 
 
 def test_a_command_does_not_run_when_its_slots_are_refused(daemon: FakeDaemon, tmp_path: Path) -> None:

@@ -8,8 +8,19 @@ import os
 import pytest
 
 import hwbp
-from hwbp.inbox import Inbox
-from tests.clients.fake_daemon import FakeDaemon, always, error, final, gone, hits, message, record
+from hwbp.inbox import CHANGES_MAX, Inbox
+from tests.clients.fake_daemon import (
+    FakeDaemon,
+    always,
+    error,
+    final,
+    gone,
+    guarded,
+    hits,
+    message,
+    offline,
+    record,
+)
 
 WHY = {"claim": 1, "state": "armed", "lines": []}
 EVENT = "mem:0x404040/8:w"
@@ -55,6 +66,63 @@ def test_a_claim_takes_an_event_or_an_address(client: hwbp.Client) -> None:
         client.claim()
     with pytest.raises(TypeError):
         client.claim(EVENT, address=1)
+
+
+def test_what_a_process_exec_and_guard_mean_is_said_only_when_asked(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    # Given one claim that names none of them and three that do,
+    client.claim(EVENT, tid=1)
+    client.claim(EVENT, pid=812, across_exec=True, guard=0)
+    client.claim(EVENT, only_pid=812, cpus=[1])
+    client.fit(EVENT, pid=812, guard=5)
+
+    # then a daemon that has never heard of them can still serve the first.
+    new = ("pid", "only_pid", "across_exec", "guard")
+    said = [{name: request[name] for name in new if name in request} for request in daemon.asked("claim")]
+    assert said == [{}, {"pid": 812, "across_exec": True, "guard": 0}, {"only_pid": 812}]
+    (fit,) = daemon.asked("fit")
+    assert (fit["pid"], fit["guard"], fit["address"]) == (812, 5, 0x404040)
+
+
+def test_a_claim_says_as_what_it_is_served(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    granted = message("granted", claim=1, pieces=[], ring_bytes=0, kind="perf", guard=10_000)
+    daemon.answers["claim"] = always(granted)
+    watch = client.claim(EVENT, tid=1, kind="kgdb")
+    assert (watch.kind, watch.guard) == ("perf", 10_000)
+
+
+# --- would it fit, and who else is there -----------------------------------------------------------------------------
+
+
+def test_what_fits_is_told_with_its_pieces(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    assert client.fit(EVENT, tid=1) == hwbp.Fit(True, (hwbp.Piece(0x404040, 8, "w", "any"),), None)
+    assert daemon.asked("claim") == []
+
+
+def test_what_does_not_fit_is_told_with_the_refusal_and_raises_nothing(
+    daemon: FakeDaemon, client: hwbp.Client
+) -> None:
+    # Given a machine that is full,
+    holder = {"pid": 812, "comm": "gdb", "slots": 4, "place": "on tid 1"}
+    refusal = {"errno": "ENOSPC", "sentence": "no slot on tid 1", "holders": [holder]}
+    daemon.answers["fit"] = always(message("fit", fits=False, pieces=[], **refusal))
+
+    # when somebody asks, then the answer is the refusal that a claim would raise.
+    fit = client.fit(address=0x404040, length=8, tid=1)
+    assert not fit.fits
+    assert isinstance(fit.refusal, hwbp.NoFreeSlot)
+    assert (str(fit.refusal), fit.refusal.holders[0].pid) == ("no slot on tid 1", 812)
+
+
+def test_holders_outside_the_daemon_come_with_their_evidence(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    found = {"pid": 97, "comm": "perf", "uid": 0, "kind": "", "slots": 1, "place": "cpu-wide on cpu 0"}
+    nobody = found | {"pid": 0, "comm": "unattributed", "uid": -1, "slots": 0, "place": "somewhere"}
+    daemon.answers["foreign"] = always(
+        message("foreign", holders=[found | {"evidence": "perf fd"}, nobody | {"evidence": "unattributed"}])
+    )
+    perf, unattributed = client.foreign()
+    assert perf == hwbp.Holder(97, "perf", 0, "", 1, "cpu-wide on cpu 0", (), "perf fd")
+    assert str(perf) == "perf[97]: 1 cpu-wide on cpu 0, known from perf fd"
+    assert str(unattributed) == "unattributed: some somewhere"
 
 
 # --- hits ------------------------------------------------------------------------------------------------------------
@@ -191,6 +259,87 @@ def test_an_error_inside_a_with_is_not_hidden_by_a_session_that_is_lost(
     daemon.answers["release"] = always(error("ESTALE", "another daemon"))
     with pytest.raises(ZeroDivisionError), client.claim(EVENT, tid=1):
         raise ZeroDivisionError
+
+
+# --- what happens to a claim that goes on ----------------------------------------------------------------------------
+
+
+def test_hits_go_on_across_changes_and_the_changes_are_kept(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    # Given a claim that is silenced, loses a CPU, reports again, and gets no room on the CPU when it is back,
+    watch = client.claim(EVENT)
+    resumed = message("resumed", claim=1, sentence="it reports again")
+    no_room = message("suspended", claim=1, sentence="cpu 1 is back, without it", cpu=1)
+    daemon.push(
+        hits(1, record(1), lost=2, dropped=1), guarded(1), offline(1, 1), resumed, no_room, hits(1, record(2), lost=2),
+        gone(1, hits=4, delivered=2, lost=2),
+    )  # fmt: skip
+
+    # when its hits are read, then none is missing, and what happened is told once, in its order.
+    assert [hit.ip for hit in watch.hits(timeout=None)] == [1, 2]
+    assert watch.changes() == (
+        hwbp.Change("guarded", "silenced: more than 10000 hits a second"),
+        hwbp.Change("offline", "cpu 1 went offline", 1),
+        hwbp.Change("resumed", "it reports again"),
+        hwbp.Change("suspended", "cpu 1 is back, without it", 1),
+    )
+    assert watch.changes() == ()
+
+
+def test_a_cpu_that_goes_offline_neither_ends_a_claim_nor_touches_its_totals(
+    daemon: FakeDaemon, client: hwbp.Client
+) -> None:
+    watch = client.claim(EVENT)
+    daemon.push(hits(1, record(1), lost=7), offline(1, 1))
+    assert [hit.ip for hit in watch.hits(timeout=0.05)] == [1]
+    assert watch.changes() == (hwbp.Change("offline", "cpu 1 went offline", 1),)
+    assert watch.ended is None
+    assert (watch.state, watch.lost) == ("armed", 7)
+
+
+def test_a_guarded_claim_says_so_until_it_is_armed_again(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    # Given two guarded claims,
+    one, two = client.claim(EVENT, tid=1), client.claim(EVENT, tid=2)
+    daemon.answers["why"] = always(guarded(1), guarded(2), message("why", **WHY))
+    client.why(1)
+    assert (one.state, two.state) == ("guarded", "guarded")
+
+    # when their owner asks for one, and the other reports by itself, then both are armed; a CPU that is back is no such
+    # thing, and a released claim is over.
+    one.rearm()
+    daemon.answers["why"] = always(
+        message("resumed", claim=2, sentence="it reports again"), guarded(1),
+        message("resumed", claim=1, sentence="cpu 1 is back", cpu=1), message("why", **WHY),
+    )  # fmt: skip
+    assert (one.state, two.state) == ("armed", "guarded")
+    client.why(1)
+    assert (one.state, two.state) == ("guarded", "armed")
+    client.rearm(one.claim_id)
+    assert one.state == "armed"
+    one.release()
+    assert one.state == "ended"
+
+
+def test_an_operator_may_arm_a_claim_again_by_number_and_a_refusal_is_raised(
+    daemon: FakeDaemon, client: hwbp.Client
+) -> None:
+    client.rearm(99)
+    assert daemon.asked("rearm")[0]["claim"] == 99
+    daemon.answers["rearm"] = always(error("EINVAL", "claim 1 is armed; only a guarded one is to be armed again"))
+    with pytest.raises(hwbp.BadClaim, match="only a guarded one"):
+        client.claim(EVENT, tid=1).rearm()
+
+
+def test_changes_that_nobody_takes_are_bounded_and_the_newest_stay() -> None:
+    inbox = Inbox()
+    for number in range(CHANGES_MAX + 1):
+        inbox.change(hwbp.Change("offline", "gone", number))
+    kept = inbox.take_changes()
+    assert (len(kept), kept[0].cpu, kept[-1].cpu) == (CHANGES_MAX, 1, CHANGES_MAX)
+
+
+def test_hits_of_other_processes_are_counted_apart(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    daemon.answers["release"] = always(final(hits=9, delivered=3, filtered=6))
+    assert client.claim(EVENT, only_pid=812).release() == hwbp.Counts(9, 3, 0, 0, 6)
 
 
 # --- what nobody reads -----------------------------------------------------------------------------------------------

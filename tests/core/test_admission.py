@@ -8,6 +8,7 @@ nothing, and those it names are those in the way.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import given
 from hwbpd.core.admission import fits
 from hwbpd.core.books import Books
 from hwbpd.core.errors import CpuOffline, NoFreeSlot
-from hwbpd.core.model import Claim, Delivery, Mode, Plan, Pool, Resource, Target, Task
+from hwbpd.core.model import Claim, Delivery, Mode, Plan, Pool, Process, Resource, Target, Task
 from tests import slow_model, strategies
 from tests.slow_model import Answer, SlowBooks
 from tests.strategies import GiveBack, History, Take, World
@@ -114,6 +115,17 @@ SMALL_WORLDS = {
 }
 
 
+def place_of(whose: Task | Process | None, cpu: int) -> str:
+    """How a refusal names the place of an event."""
+    match whose:
+        case None:
+            return f"cpu-wide on cpu {cpu}"
+        case Process():
+            return f"on pid {whose.pid}"
+        case Task():
+            return f"on tid {whose.tid}"
+
+
 def every_request(world: World) -> Iterator[tuple[Target, Pool]]:
     """Every target there is, in every pool: each form, and each set of CPUs that exist."""
     sets: list[tuple[int, ...] | None] = [None, (0,), (1,), (0, 1)]
@@ -122,6 +134,8 @@ def every_request(world: World) -> Iterator[tuple[Target, Pool]]:
         for task in (None, *world.tasks):
             for cpus in sets:
                 yield Target(task, cpus), pool
+        for process in sorted({task.process for task in world.tasks if task.process}, key=lambda one: one.pid):
+            yield Target(process=process), pool
 
 
 def holding(world: World, requests: list[tuple[Target, Pool]], counts: Iterable[int]) -> Pair:
@@ -201,7 +215,7 @@ def test_the_holders_named_hold_what_the_refusal_says_on_the_place_refused(histo
             for claim_id in holder.claim_ids:
                 assert owner_of[claim_id] == holder.pid
                 for event in (event for held in pair.claims[claim_id] for event in pair.slow.held[held]):
-                    place = f"cpu-wide on cpu {cpu}" if event.task is None else f"on tid {event.task.tid}"
+                    place = place_of(event.task, cpu)
                     counts_there = event.cpu in (cpu, slow_model.ANY_CPU) and event.pool is refused_pool(pair.refusal)
                     on_place += counts_there and holder.place == place
             assert holder.slots == on_place > 0
@@ -218,7 +232,10 @@ def test_when_those_named_give_back_the_place_refused_has_room(history: History)
             sum(piece.pool is pool for piece in operation.plan.pieces) > slots
             for pool, slots in history.world.slots.items()
         )
-        # A request on several CPUs may lack room on more than one; each refusal names those of one of them.
+        # A request on several CPUs may lack room on more than one, and one for a process on several of its threads;
+        # each refusal names those of one place.
+        threads = [task for task in history.world.tasks if task.process == operation.target.process is not None]
+        refused_there: Counter[tuple[int, Pool]] = Counter()
         while pair.ask(operation.target, operation.plan) is Answer.FULL:
             assert pair.refusal is not None
             named = {claim_id for holder in pair.refusal.holders for claim_id in holder.claim_ids}
@@ -228,8 +245,10 @@ def test_when_those_named_give_back_the_place_refused_has_room(history: History)
             cpu, pool = refused_cpu(pair.refusal), refused_pool(pair.refusal)
             for claim_id in named & pair.claims.keys():
                 pair.give_back(claim_id)
+            refused_there[cpu, pool] += 1
             if pair.ask(operation.target, operation.plan) is Answer.FULL and not too_many:
-                assert (refused_cpu(pair.refusal), refused_pool(pair.refusal)) != (cpu, pool)
+                place = refused_cpu(pair.refusal), refused_pool(pair.refusal)
+                assert refused_there[place] <= len(threads), "a place had no room although those named had given back"
         else:
             pair.take(operation)
 

@@ -70,7 +70,10 @@ def test_counts_and_lists_are_those_of_the_kernels_events(history: History) -> N
             for task in history.world.tasks:
                 held = of_task(events, task, cpu, pool)
                 assert counts.held_by_task(task, cpu) == len(books.of_task(task, cpu, pool)) == held
-            demanding = [task for task in history.world.tasks if of_task(events, task, cpu, pool) > 1]
+            with_own = {event.task for event in events if event.pool is pool}
+            demanding = [
+                task for task in history.world.tasks if task in with_own and of_task(events, task, cpu, pool) > 1
+            ]
             assert sorted(counts.busy_tasks(cpu, above=1), key=lambda task: task.tid) == demanding
 
 

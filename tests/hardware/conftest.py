@@ -13,6 +13,17 @@ from hwbpd_linux.machine import LinuxMachine, make
 from tests.host import HostBusy, exclusive, slots_taken
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "hotplug: takes a CPU offline and back; runs only when asked for by -m hotplug")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "hotplug" not in config.getoption("markexpr"):
+        asked = [item for item in items if item.get_closest_marker("hotplug") is None]
+        config.hook.pytest_deselected(items=[item for item in items if item not in asked])
+        items[:] = asked
+
+
 @pytest.fixture(scope="module")
 def host() -> Iterator[None]:
     """The lock on this host's breakpoints, for all tests of a file: there may be others waiting in line."""

@@ -9,14 +9,15 @@ import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import msgspec
 import pytest
 
 from examples.target import Target
 from hwbpd.core.errors import NotSupported, TargetGone
 from hwbpd.core.model import Mode, Task
 from hwbpd.core.model import Target as Where
-from hwbpd.hookspecs import ArmError, Machine
-from hwbpd_linux import perf_event
+from hwbpd.hookspecs import ArmError, Machine, TargetEnd
+from hwbpd_linux import perf_event, threads
 from hwbpd_linux.cpus import online_cpus, possible_cpus
 from hwbpd_linux.machine import LinuxMachine, make
 from tests.hardware.common import COUNT, HITS, HOLD, piece
@@ -78,11 +79,14 @@ def test_a_slot_is_free_when_disarm_returns(machine: LinuxMachine, target: Targe
     assert (free_slots(), descriptors_open()) == (free_before, open_before)
 
 
-def test_closing_the_machine_gives_everything_back(machine: LinuxMachine, target: Target) -> None:
+def test_closing_the_machine_gives_everything_back(alone: None, target: Target) -> None:
     free_before, open_before = free_slots(), descriptors_open()
+    machine = make({})
+    task = machine.task(target.tid)
     machine.arm(1, piece(target.variable, "w"), Where(), HITS)
-    machine.arm(2, piece(target.variable, "rw"), Where(task=machine.task(target.tid)), HITS)
+    machine.arm(2, piece(target.variable, "rw"), Where(task=task), HITS)
     machine.arm(3, piece(target.variable, "w"), Where(), HOLD)
+    machine.arm(4, piece(target.variable, "w"), Where(process=task.process), HITS)
 
     machine.close()
 
@@ -152,7 +156,7 @@ def test_a_thread_that_is_replaced_while_it_is_armed_is_let_go(
 ) -> None:
     task = machine.task(target.tid)
     free_before, open_before = free_slots(), descriptors_open()
-    monkeypatch.setattr("hwbpd_linux.threads.find", lambda tid: Task(tid, task.start_ticks + 1))
+    monkeypatch.setattr(threads, "read", lambda tid: threads.Stat("S", 0, task.start_ticks + 1))
 
     with pytest.raises(ArmError) as refused:
         machine.arm(1, piece(target.variable, "w"), Where(task=task), HITS)
@@ -181,20 +185,20 @@ def test_a_hit_makes_a_descriptor_readable(machine: LinuxMachine, target: Target
 
         target.command("write 1")
         assert [events for _, events in epoll.poll(10)] == [select.EPOLLIN]
-        assert not machine.target_is_gone(1)
+        assert machine.end_of_target(1) is None
         assert machine.drain(1, 4096).hits == 1
 
         assert epoll.poll(0) == []
 
 
-def test_asking_whether_the_target_is_gone_takes_no_wakeup_away(machine: LinuxMachine, target: Target) -> None:
+def test_asking_for_the_end_of_the_target_takes_no_wakeup_away(machine: LinuxMachine, target: Target) -> None:
     machine.arm(1, piece(target.variable, "w"), Where(task=machine.task(target.tid)), HITS)
     with select.epoll() as epoll:
         for fd in machine.descriptors(1):
             epoll.register(fd, select.EPOLLIN)
         target.command("write 1")
 
-        assert not machine.target_is_gone(1)
+        assert machine.end_of_target(1) is None
 
         assert [events for _, events in epoll.poll(10)] == [select.EPOLLIN]
 
@@ -213,17 +217,54 @@ def test_the_end_of_a_thread_is_announced_and_its_hits_survive_it(
         while machine.drain(1, 4096).more:
             pass
         assert not any(events & select.EPOLLHUP for _, events in epoll.poll(0))
-        assert not machine.target_is_gone(1)
+        assert machine.end_of_target(1) is None
         target.command("write 30")
 
         target.command("leave")  # the thread ends, its process does not
 
         while not any(events & select.EPOLLHUP for _, events in epoll.poll(10)):
             pass
-        assert machine.target_is_gone(1)
+        assert machine.end_of_target(1) is TargetEnd.EXIT
         batch, totals = machine.disarm(1)
         assert totals.hits == (0 if mode is HOLD else 42)
         assert batch.hits == (30 if mode is HITS else 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_exec_is_told_from_an_exit(machine: LinuxMachine, target: Target, mode: Mode) -> None:
+    machine.arm(1, piece(target.variable, "w"), Where(task=machine.task(target.tid)), mode)
+    target.command("write 8")
+    with select.epoll() as epoll:
+        for fd in machine.descriptors(1):
+            epoll.register(fd, select.EPOLLIN)
+
+        target.command("exec")
+
+        while not any(events & select.EPOLLHUP for _, events in epoll.poll(10)):
+            pass
+    assert machine.end_of_target(1) is TargetEnd.EXEC
+    batch, totals = machine.disarm(1)
+    assert totals.hits == (0 if mode is HOLD else 8)
+    assert batch.hits == (8 if mode is HITS else 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_claim_that_is_to_go_on_across_an_exec_does(machine: LinuxMachine, target: Target, mode: Mode) -> None:
+    where = Where(task=machine.task(target.tid))
+    machine.arm(1, piece(target.variable, "w"), where, msgspec.structs.replace(mode, across_exec=True))
+    free = free_slots()
+
+    target.command("exec")
+
+    assert machine.end_of_target(1) is None
+    assert free_slots() == free
+    target.kill()
+    with select.epoll() as epoll:
+        for fd in machine.descriptors(1):
+            epoll.register(fd, select.EPOLLIN)
+        while not any(events & select.EPOLLHUP for _, events in epoll.poll(10)):
+            pass
+    assert machine.end_of_target(1) is TargetEnd.EXIT
 
 
 def test_a_cpu_wide_claim_has_no_target_to_lose(machine: LinuxMachine, target: Target) -> None:
@@ -232,7 +273,7 @@ def test_a_cpu_wide_claim_has_no_target_to_lose(machine: LinuxMachine, target: T
 
     target.kill()
 
-    assert not machine.target_is_gone(1)
+    assert machine.end_of_target(1) is None
     assert len(machine.descriptors(1)) == len(online_cpus())
     assert list(machine.descriptors(2)) == []
 

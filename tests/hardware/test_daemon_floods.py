@@ -27,7 +27,11 @@ DELIVERED_LEAST = 0.90
 OTHERS_CPUS_MOST = 0.10  # CPUs kept busy by others, on average, while a host still counts as idle
 
 # Little room on the way to a session: a message of hits is one page, few of them are in the transport, one waits.
-NARROW = """
+UNGUARDED = """
+[guard]
+hits_per_s = 0
+"""
+NARROW = f"""{UNGUARDED}
 [limits]
 messages_queued_per_session = 4
 hits_bytes_queued_per_session = 4096
@@ -94,7 +98,7 @@ def assert_nothing_is_unaccounted_for(flood: Flood) -> None:
 
 @pytest.fixture(scope="module")
 def daemon(host: None) -> Iterator[Daemon]:
-    with Daemon() as daemon:
+    with Daemon(UNGUARDED) as daemon:
         yield daemon
 
 

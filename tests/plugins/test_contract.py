@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from examples.target import Target as Program
 from hwbpd.core.errors import BadClaim, NotSupported, TargetGone
 from hwbpd.core.model import Access, Delivery, Mode, Piece, Plan, Pool, Span, Target, Totals
-from hwbpd.hookspecs import ArmError, Backend, BackendFactory, Batch, CpuFacts, Machine
+from hwbpd.hookspecs import ArmError, Backend, BackendFactory, Batch, CpuFacts, Machine, TargetEnd
 from hwbpd.plugins import Plugins
 from tests.fakes import RECORD, FakeBackend, FakeMachine
 from tests.host import HostBusy, exclusive
@@ -435,7 +435,7 @@ def test_the_end_of_the_thread_is_told_and_takes_no_hit_away(world: World, mode:
     arm(world, 1, task(world), mode)
     arm(world, 2, Target())
     world.write(5)
-    assert not world.machine.target_is_gone(1)
+    assert world.machine.end_of_target(1) is None
     with select.epoll() as epoll:
         for fd in world.machine.descriptors(1):
             epoll.register(fd, select.EPOLLIN)
@@ -445,10 +445,11 @@ def test_the_end_of_the_thread_is_told_and_takes_no_hit_away(world: World, mode:
         world.end_thread()
 
         # then the slot's descriptors say so, and it can be asked
-        while not world.machine.target_is_gone(1):
+        while world.machine.end_of_target(1) is None:
             assert epoll.poll(WAIT_S), "nothing tells of the end"
         assert epoll.poll(WAIT_S)
-    assert not world.machine.target_is_gone(2)
+    assert world.machine.end_of_target(1) is TargetEnd.EXIT, "to ask takes nothing away"
+    assert world.machine.end_of_target(2) is None
 
     # and its counts are what they were
     rest, totals = world.machine.disarm(1)

@@ -1,0 +1,304 @@
+"""
+One session: what is claimed in it, and what can be asked.
+
+Requests and hits come through one socket, so a client is for one thread; its watches are read in turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
+
+from hwbp.connection import Connection
+from hwbp.errors import BadClaim, Holder, holders_of, refusal_of
+from hwbp.records import Hit
+from hwbp.syntax import Event, parse_event
+from hwbp.values import (
+    Capabilities,
+    Counts,
+    Ended,
+    Fit,
+    Slots,
+    Why,
+    cpus_of,
+    pieces_of,
+    resources_of,
+    value_of,
+)
+from hwbp.watch import Watch, deadline_after
+
+
+class Client:
+    """One session with the daemon; made by ``connect``. As a context manager it closes the session at the end."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._watches: dict[int, Watch] = {}
+        self._default_lengths: dict[str, int] = {}
+
+    @property
+    def ended(self) -> Ended | None:
+        """Why the session is over; None while it lives, as far as has been heard."""
+        return self._connection.over
+
+    @property
+    def machine(self) -> str:
+        """The name of the machine the daemon serves: where the registers are."""
+        return str(self._connection.welcome["machine"])
+
+    @property
+    def backend(self) -> str:
+        """The name of what the daemon knows of that machine's registers."""
+        return str(self._connection.welcome["backend"])
+
+    @property
+    def protocol_version(self) -> int:
+        """The version of the protocol that the daemon speaks with us."""
+        return int(self._connection.welcome["version"])
+
+    # --- claiming ----------------------------------------------------------------------------------------------------
+
+    def claim(
+        self,
+        event: str | Event | None = None,
+        *,
+        address: int | None = None,
+        length: int | None = None,
+        access: str = "rw",
+        user: bool = True,
+        kernel: bool = True,
+        tid: int = 0,
+        pid: int = 0,
+        only_pid: int = 0,
+        cpus: Iterable[int] | None = None,
+        across_exec: bool = False,
+        guard: int | None = None,
+        kind: str = "perf",
+        label: str = "",
+        delivery: str = "hits",
+        user_chain: bool = False,
+        kernel_chain: bool = False,
+        ring_bytes: int = 0,
+    ) -> Watch:
+        """
+        Claim a slot for an event, or for ``address``, ``length``, ``access``, ``user`` and ``kernel``.
+
+        Without ``tid`` and ``pid`` the claim is CPU-wide: it sees whatever runs there.
+
+        :param event: as perf writes it, ``mem:0x404040/8:w``, or parsed.
+        :param length: bytes; None for what the machine has as its default for that access.
+        :param tid: the thread to watch; 0 for none.
+        :param pid: the process to watch: all its threads, those born later too; 0 for none.
+        :param only_pid: of a CPU-wide claim, deliver only the hits of this process: the way to watch one with very
+            many threads.
+        :param cpus: CPU-wide on these, or the thread only while it runs there; None for all.
+        :param across_exec: go on when the target execs; otherwise the claim ends there.
+        :param guard: hits a second, more than which silence the claim (``Watch.state``); 0 for no bound, None for the
+            daemon's setting, which only root may exceed.
+        :param kind: what it is for: "ptrace", "perf", "kgdb", "kvm" or "background"; ``Watch.kind`` says as what it is
+            served.
+        :param delivery: "hits", "count" (only counted) or "hold" (the slot is held and not armed).
+        :param ring_bytes: per leg, a power of two, at least a page; 0 for the daemon's setting.
+        :raises BadSyntax: when ``event`` is text and no event.
+        :raises HwbpError: the refusal, with its holders.
+        """
+        asked = self._event(event, address, length, access, user, kernel)
+        reply = self._connection.request(
+            "claim",
+            **_event_fields(asked),
+            **_target_fields(tid, pid, only_pid, cpus),
+            **_others(across_exec, guard),
+            delivery=delivery,
+            user_chain=user_chain,
+            kernel_chain=kernel_chain,
+            ring_bytes=ring_bytes,
+            kind=kind,
+            label=label,
+        )
+        watch = Watch(self._connection, asked, reply)
+        self._live()
+        self._watches[watch.claim_id] = watch
+        return watch
+
+    def fit(
+        self,
+        event: str | Event | None = None,
+        *,
+        address: int | None = None,
+        length: int | None = None,
+        access: str = "rw",
+        user: bool = True,
+        kernel: bool = True,
+        tid: int = 0,
+        pid: int = 0,
+        only_pid: int = 0,
+        cpus: Iterable[int] | None = None,
+        across_exec: bool = False,
+        guard: int | None = None,
+        kind: str = "perf",
+        delivery: str = "hits",
+    ) -> Fit:
+        """
+        Return whether a claim with these arguments (see ``claim``) would fit now, and if not, who is in the way.
+
+        Nothing is taken. Slots that are held outside the daemon show only when a claim is made.
+
+        :raises HwbpError: what no claim could get even on an empty machine: a span that no slot can hold, a target that
+            does not exist, or one that is not permitted.
+        """
+        asked = self._event(event, address, length, access, user, kernel)
+        reply = self._connection.request(
+            "fit",
+            **_event_fields(asked),
+            **_target_fields(tid, pid, only_pid, cpus),
+            **_others(across_exec, guard),
+            delivery=delivery,
+            kind=kind,
+        )
+        return Fit(reply["fits"], pieces_of(reply), None if reply["fits"] else refusal_of(reply))
+
+    def release(self, claim_id: int) -> Counts:
+        """
+        Release a claim by its id, one's own or, as an operator, somebody else's; return its final counts.
+
+        :raises NoSuchClaim: when there is none; ``NotPermitted`` when it may not be released from here.
+        """
+        if watch := self._watches.get(claim_id):
+            return watch.release()
+        return value_of(Counts, self._connection.request("release", claim=claim_id))
+
+    def rearm(self, claim_id: int) -> None:
+        """
+        Let a guarded claim report again, by its id, one's own or, as an operator, somebody else's.
+
+        :raises BadClaim: when it is not guarded.
+        :raises NoSuchClaim: when there is none; ``NotPermitted`` when it may not be armed again from here.
+        :raises NoResources: when somebody else got its slot meanwhile; the claim is then over.
+        """
+        if watch := self._watches.get(claim_id):
+            watch.rearm()
+        else:
+            self._connection.request("rearm", claim=claim_id)
+
+    # --- hits --------------------------------------------------------------------------------------------------------
+
+    def wait(self, timeout: float | None = None, until: int | None = None) -> bool:
+        """
+        Wait for something to happen to any claim of this client: hits, a change, or its end.
+
+        :param timeout: seconds; None waits for ever.
+        :param until: a file descriptor whose readability ends the wait, such as a pidfd or the end of a pipe.
+        :return: whether something happened. It may have been no more than a change of the totals.
+        """
+        if any(watch.unread for watch in self._live()):
+            return True
+        return self._connection.wait(deadline_after(timeout), until)
+
+    def hits(self, timeout: float | None = None) -> Iterator[tuple[Watch, Hit]]:
+        """
+        Yield the hits of all claims of this client that were not released, with their watch.
+
+        Claims take turns, a message each, so none of them starves the others. Ends when ``timeout`` seconds pass
+        without a hit, and when all claims are over and read. None waits for ever, 0 takes only what has arrived.
+        """
+        while True:
+            deadline_ns = deadline_after(timeout)
+            while not (unread := [watch for watch in self._live() if watch.unread]):
+                # A lost session may leave hits that arrived before it; look once more at what came.
+                if not self._watches or not (self._connection.wait(deadline_ns) or any(w.unread for w in self._live())):
+                    return
+            for watch in unread:
+                if watch.unread:  # unless somebody read it while we were yielding
+                    for hit in watch.read_message():
+                        yield watch, hit
+
+    def _live(self) -> list[Watch]:
+        """Forget the watches that were released, or that are over and read; return the others."""
+        for claim_id, watch in list(self._watches.items()):
+            if watch.ended and (watch.ended.reason == "released" or not watch.unread):
+                del self._watches[claim_id]
+        return list(self._watches.values())
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    def slots(self) -> Slots:
+        """Return who holds what, on all CPUs and for all tasks."""
+        reply = self._connection.request("slots")
+        pools, cpus = reply["pools"], cpus_of(reply["cpus"])
+        resources = list(resources_of(reply["resources"]))
+        while reply["more"]:
+            reply = self._connection.request("slots", after=resources[-1].resource)
+            resources += resources_of(reply["resources"])
+        return Slots(pools, cpus, tuple(resources))
+
+    def foreign(self) -> tuple[Holder, ...]:
+        """
+        Return who holds slots outside the daemon, as far as can be found out; for root.
+
+        The daemon looks at most once a second. ``Holder.evidence`` says how each is known; ``pid`` is 0 where nobody
+        can be named, and ``slots`` 0 where their number is not known.
+        """
+        return holders_of(self._connection.request("foreign"))
+
+    def capabilities(self) -> Capabilities:
+        """Return what the daemon's machine can do."""
+        return value_of(Capabilities, self._connection.request("capabilities"))
+
+    def why(self, claim_id: int) -> Why:
+        """Return the story of a claim, granted or refused; somebody else's as an operator."""
+        return value_of(Why, self._connection.request("why", claim=claim_id))
+
+    # --- the end, and what claim and fit share -----------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the session; when this returns its slots are free. Closing twice does nothing."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _event(
+        self, event: str | Event | None, address: int | None, length: int | None, access: str, user: bool, kernel: bool
+    ) -> Event:
+        """Return what is asked for, with a length."""
+        if (event is None) == (address is None):
+            raise TypeError("give an event or an address, and not both")
+        if address is not None:
+            event = Event(address, length, access, user, kernel)
+        elif isinstance(event, str):
+            event = parse_event(event)
+        assert isinstance(event, Event)
+        if event.length is None:
+            event = Event(event.address, self._default_length(event.access), event.access, event.user, event.kernel)
+        return event
+
+    def _default_length(self, access: str) -> int:
+        """Return the length in bytes that this machine gives an event which names none."""
+        if not self._default_lengths:
+            self._default_lengths = dict(self.capabilities().registers.get("default_lengths", {}))
+        if access not in self._default_lengths:
+            raise BadClaim(f"the daemon names no default length for access {access!r}; give one, as in mem:ADDRESS/8")
+        return self._default_lengths[access]
+
+
+def _event_fields(event: Event) -> dict[str, Any]:
+    span = {"address": event.address, "length": event.length, "access": event.access}
+    return span | {"user": event.user, "kernel": event.kernel}
+
+
+def _target_fields(tid: int, pid: int, only_pid: int, cpus: Iterable[int] | None) -> dict[str, Any]:
+    """What was not asked for is left out, here and below: a daemon that does not know it need not refuse it."""
+    fields: dict[str, Any] = {"tid": tid}
+    if pid:
+        fields["pid"] = pid
+    if only_pid:
+        fields["only_pid"] = only_pid
+    return fields if cpus is None else fields | {"cpus": list(cpus)}
+
+
+def _others(across_exec: bool, guard: int | None) -> dict[str, Any]:
+    fields: dict[str, Any] = {"across_exec": True} if across_exec else {}
+    return fields if guard is None else fields | {"guard": guard}

@@ -1,0 +1,188 @@
+"""
+What each request of a session does: a question is answered from the books, anything else becomes an event.
+
+Bounds are checked here, each refusal with its number and the setting it comes from. Root is not bound by those per uid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from hwbpd import messages
+from hwbpd.attribution import Attribution, Place
+from hwbpd.core.admission import fits
+from hwbpd.core.arbiter import Arbiter
+from hwbpd.core.errors import Holder, HwbpError, LimitReached, NotPermitted
+from hwbpd.core.events import AnyEvent, ClaimRequested, RearmRequested, ReleaseRequested
+from hwbpd.core.model import Target
+from hwbpd.fitting import Fitted, fit
+from hwbpd.hookspecs import Backend, Machine
+from hwbpd.messages import PieceRow
+from hwbpd.outbox import Outbox
+from hwbpd.rights import Rights
+from hwbpd.sessions import Session, Sessions
+from hwbpd.settings import Settings
+from hwbpd.views import Views
+
+log = structlog.get_logger("hwbpd")
+
+ROOT = 0
+
+
+class Requests:
+    """:param feed: steps an event and all that comes of it."""
+
+    def __init__(
+        self,
+        *,
+        arbiter: Arbiter,
+        machine: Machine,
+        backend: Backend,
+        sessions: Sessions,
+        outbox: Outbox,
+        rights: Rights,
+        attribution: Attribution,
+        views: Views,
+        settings: Settings,
+        feed: Callable[[AnyEvent], None],
+    ) -> None:
+        self._arbiter = arbiter
+        self._machine = machine
+        self._backend = backend
+        self._sessions = sessions
+        self._outbox = outbox
+        self._rights = rights
+        self._attribution = attribution
+        self._views = views
+        self._settings = settings
+        self._feed = feed
+
+    def answer(self, session: Session, request: messages.AnyRequest, now_ns: int) -> messages.Reply | None:
+        """Return the reply, or None where it comes by itself; raises what refuses the request."""
+        match request:
+            case messages.ClaimRequest():
+                self._claim(session, request, now_ns)
+            case messages.Fit():
+                return self._fit(session, request)
+            case messages.Release():
+                self._feed(ReleaseRequested(now_ns, session.owner, request.id, request.claim, session.privileged))
+            case messages.Rearm():
+                self._feed(RearmRequested(now_ns, session.owner, request.id, request.claim, session.privileged))
+            case messages.Slots():
+                return self._views.slots(request, session.owner, session.privileged, now_ns)
+            case messages.Counts():
+                return self._views.counts(request, session.owner, session.privileged)
+            case messages.Foreign():
+                self._foreign(session, request)
+            case messages.Capabilities():
+                return self._views.capabilities(request)
+            case messages.Why():
+                return self._views.why(request, session.owner, session.privileged)
+            case messages.Goodbye():
+                return messages.Bye(request.id)
+        return None
+
+    def _fitted(self, session: Session, wish: messages.Wish) -> tuple[Fitted, bool]:
+        privileged = self._rights.is_privileged(session.peer)
+        fitted = fit(
+            wish, privileged=privileged, machine=self._machine, backend=self._backend, settings=self._settings
+        )
+        if not privileged:
+            self._rights.may_claim(session.peer, fitted.target, fitted.span, fitted.mode)
+        return fitted, privileged
+
+    def _claim(self, session: Session, request: messages.ClaimRequest, now_ns: int) -> None:
+        try:
+            fitted, privileged = self._fitted(session, request)
+            self._check_limits(session, fitted)
+        except HwbpError as refusal:
+            log.info(
+                "refused",
+                owner=str(session.owner),
+                uid=session.owner.uid,
+                claim=_asked_for(request),
+                errno=refusal.errno_name,
+                reason=str(refusal),
+            )
+            raise
+        self._feed(
+            ClaimRequested(
+                now_ns,
+                session.owner,
+                request.id,
+                self._rights.kind_served(request.kind, privileged),
+                fitted.span,
+                fitted.access,
+                fitted.mode,
+                fitted.target,
+                request.label,
+                fitted.plan,
+                fitted.guard_per_s,
+                privileged,
+            )
+        )
+
+    def _check_limits(self, session: Session, fitted: Fitted) -> None:
+        limits, books = self._settings.limits, self._arbiter.books
+        of_session = len(books.sessions.get(session.session_id, ()))
+        if of_session >= limits.claims_per_session:
+            raise LimitReached(f"this session has {of_session} claims, all it may have (limits.claims_per_session)")
+        uid = session.owner.uid
+        if uid == ROOT:
+            return
+        claims = [
+            books.claims[claim_id]
+            for other in self._sessions.of_uid(uid)
+            for claim_id in books.sessions.get(other.session_id, ())
+        ]
+        if len(claims) >= limits.claims_per_uid:
+            raise LimitReached(f"uid {uid} has {len(claims)} claims; more are not allowed (limits.claims_per_uid)")
+        legs = sum(self._legs(record.claim.target, len(record.resource_ids)) for record in claims)
+        wanted = self._legs(fitted.target, len(fitted.plan.pieces))
+        if legs + wanted > limits.legs_per_uid:
+            allowed = f"{limits.legs_per_uid} are allowed (limits.legs_per_uid)"
+            raise LimitReached(f"uid {uid} has {legs} legs and wants {wanted} more; {allowed}")
+
+    def _legs(self, target: Target, pieces: int) -> int:
+        online = len(self._arbiter.books.online)
+        if target.process is not None:
+            return pieces * online * len(self._machine.threads(target.process))
+        if target.cpus is not None:
+            return pieces * len(target.cpus)
+        return pieces * (online if target.is_cpu_wide else 1)
+
+    def _fit(self, session: Session, request: messages.Fit) -> messages.FitReply:
+        fitted, _ = self._fitted(session, request)
+        pieces = [
+            PieceRow(piece.span.address, piece.span.length_bytes, piece.access.letters, piece.pool)
+            for piece in fitted.plan.pieces
+        ]
+        try:
+            fits(self._arbiter.books, fitted.target, fitted.plan)
+        except HwbpError as refusal:
+            return messages.FitReply(
+                request.id, False, pieces, refusal.errno_name, str(refusal), list(refusal.holders)
+            )
+        return messages.FitReply(request.id, True, pieces)
+
+    def _foreign(self, session: Session, request: messages.Foreign) -> None:
+        if not session.privileged:
+            raise NotPermitted("only root may look at what other processes hold")
+        books = self._arbiter.books
+        everywhere = Target()
+        places = [Place(pool, everywhere, cpu) for pool in books.pools for cpu in sorted(books.online)]
+
+        def found(holders: tuple[Holder, ...]) -> None:
+            still_there = self._sessions.of(session.session_id)
+            if still_there is not None:
+                self._outbox.send(still_there, messages.ForeignReply(request.id, list(holders)))
+
+        self._attribution.look(places, found, patient=True)
+
+
+def _asked_for(wish: messages.Wish) -> str:
+    """The wish in perf's syntax, for the log."""
+    whose = f"pid {wish.pid}" if wish.pid else f"tid {wish.tid}" if wish.tid else "cpu-wide"
+    return f"mem:{wish.address:#x}/{wish.length}:{wish.access} for {whose} as {wish.kind}"

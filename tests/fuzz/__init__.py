@@ -1,0 +1,1 @@
+"""Hostile input against a daemon that must go on: `python -m tests.fuzz`."""

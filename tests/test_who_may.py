@@ -1,0 +1,205 @@
+"""
+Who may do what: the table of docs/protocol.md ("Who may"), row by row, for root, the owner's uid, and another uid.
+
+What the kernel would let somebody do is decided by ``FakeRights``: everything but whole CPUs and forbidden threads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hwbpd.core import invariants
+from tests.fakes import FakeClient, Rig
+
+PROTOCOL = Path(__file__).resolve().parent.parent / "docs" / "protocol.md"
+TID, FORBIDDEN_TID = 812, 820
+OWNER_UID, OTHER_UID = 1000, 1001
+CLAIM: dict[str, Any] = {"address": 0x404040, "length": 8, "access": "w"}
+
+ROWS_TRIED = {
+    "`hello`, `capabilities`, `slots`",
+    "`claim`, `fit` on a thread or process",
+    "`claim`, `fit` CPU-wide, kernel hits, kernel addresses",  # kernel hits and addresses: test_warden.py
+    "kernel call chains, kernel instruction pointers, no guard",
+    "kinds `kgdb`, `kvm`",
+    "`release`, `rearm`",
+    "`counts`, `why`",
+    "`foreign`",
+}
+
+
+class People:
+    """Somebody with a claim, and those who might want something of it; all have sessions with one daemon."""
+
+    def __init__(self) -> None:
+        self.rig = Rig()
+        for tid in (TID, TID + 1, FORBIDDEN_TID):
+            self.rig.machine.start_task(tid)
+        self.rig.rights.forbidden = {FORBIDDEN_TID}
+        self.owner = self.rig.client(uid=OWNER_UID)
+        self.clients = {
+            "root": self.rig.client(uid=0),
+            "owner": self.owner,
+            "same uid": self.rig.client(uid=OWNER_UID),
+            "other": self.rig.client(uid=OTHER_UID),
+        }
+        self.claim = int(self.ask("owner", "claim", **CLAIM, tid=TID)["claim"])
+
+    def ask(self, who: str, op: str, **fields: Any) -> dict[str, Any]:
+        return self.rig.ask(self.clients[who], op, **fields)
+
+    def errno_of(self, who: str, op: str, **fields: Any) -> str | None:
+        """The errno of the refusal, or None where it is done."""
+        reply = self.ask(who, op, **fields)
+        return str(reply["errno"]) if reply["op"] == "error" else None
+
+    def flood(self) -> None:
+        """Let the claim be silenced."""
+        self.rig.machine.hit(1, 10 * self.rig.settings.guard.hits_per_s)
+        for _ in range(10):
+            self.rig.clock.wind(0.01)
+            self.rig.turn()
+        assert self.rig.arbiter.books.claims[self.claim].state == "guarded"
+
+
+@pytest.fixture
+def people() -> Iterator[People]:
+    people = People()
+    yield people
+    invariants.check(people.rig.arbiter.books)
+    people.rig.stop()
+
+
+everybody = pytest.mark.parametrize("who", ["root", "owner", "same uid", "other"])
+
+
+def test_every_row_of_the_table_is_tried_here() -> None:
+    section = PROTOCOL.read_text(encoding="utf-8").split("## Who may\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (.*?) \|", section, re.MULTILINE)
+
+    assert set(rows) - {"request"} == ROWS_TRIED
+
+
+@everybody
+def test_everybody_may_ask_what_there_is_and_who_holds_it(people: People, who: str) -> None:
+    assert people.ask(who, "capabilities")["op"] == "capabilities"
+    (row,) = people.ask(who, "slots")["resources"]
+    assert (row["tid"], row["claims"][0]["uid"]) == (TID, OWNER_UID)
+
+
+@everybody
+def test_what_is_watched_is_seen_by_its_owner_and_root(people: People, who: str) -> None:
+    (row,) = people.ask(who, "slots")["resources"]
+
+    assert row["address"] == (None if who == "other" else CLAIM["address"])
+
+
+@pytest.mark.parametrize("op", ["claim", "fit"])
+@everybody
+def test_a_thread_or_process_may_be_watched_where_the_kernel_would_allow_it(people: People, who: str, op: str) -> None:
+    for allowed in ({"tid": TID}, {"pid": TID}):
+        assert people.errno_of(who, op, **CLAIM, **allowed) is None
+    for target in ({"tid": FORBIDDEN_TID}, {"pid": FORBIDDEN_TID}, {"tid": FORBIDDEN_TID, "cpus": [0]}):
+        assert people.errno_of(who, op, **CLAIM, **target) == (None if who == "root" else "EPERM")
+
+
+@pytest.mark.parametrize("op", ["claim", "fit"])
+@everybody
+def test_a_cpu_may_be_watched_where_the_kernel_would_allow_it(people: People, who: str, op: str) -> None:
+    for cpus in (None, [1]):
+        assert people.errno_of(who, op, **CLAIM, cpus=cpus) == (None if who == "root" else "EPERM")
+
+    people.rig.rights.allowed_cpu_wide = True
+    assert people.errno_of(who, op, **CLAIM) is None
+
+
+@pytest.mark.parametrize("op", ["claim", "fit"])
+@everybody
+def test_kernel_call_chains_are_roots(people: People, who: str, op: str) -> None:
+    asked = {**CLAIM, "tid": TID, "kernel_chain": True}
+    assert people.errno_of(who, op, **asked) == (None if who == "root" else "EPERM")
+    assert people.errno_of(who, op, **{**asked, "kernel_chain": False, "user_chain": True}) is None
+
+
+@everybody
+def test_kernel_instruction_pointers_are_roots(people: People, who: str) -> None:
+    people.ask(who, "claim", **CLAIM, tid=TID)
+
+    (mode,) = (record.claim.mode for record in people.rig.arbiter.books.claims.values() if record.claim.claim_id == 2)
+    assert mode.hide_kernel == (who != "root")
+
+
+@everybody
+def test_to_go_without_a_guard_is_roots(people: People, who: str) -> None:
+    usual = people.rig.settings.guard.hits_per_s
+    for guard in (0, usual + 1):
+        assert people.errno_of(who, "claim", **CLAIM, tid=TID, guard=guard) == (None if who == "root" else "EDQUOT")
+        people.rig.ask(people.clients[who], "release", claim=2)
+    for may in (None, 1, usual):
+        reply = people.ask(who, "claim", **CLAIM, tid=TID + 1, guard=may)
+        assert (reply["op"], reply["guard"]) == ("granted", may or usual)
+
+
+@pytest.mark.parametrize("kind", ["kgdb", "kvm", "ptrace", "perf", "background"])
+@everybody
+def test_the_kinds_that_the_kernel_itself_uses_are_roots(people: People, who: str, kind: str) -> None:
+    served = kind if who == "root" or kind not in ("kgdb", "kvm") else "perf"
+
+    reply = people.ask(who, "claim", **CLAIM, tid=TID, kind=kind)
+
+    assert (reply["op"], reply["kind"]) == ("granted", served)
+    row = people.ask(who, "slots")["resources"][-1]
+    assert row["claims"][0]["kind"] == served
+
+
+@everybody
+def test_a_claim_is_released_by_its_own_session_and_by_root(people: People, who: str) -> None:
+    errno_name = people.errno_of(who, "release", claim=people.claim)
+
+    may = who in ("root", "owner")
+    assert errno_name == (None if may else "EPERM")
+    assert (people.claim in people.rig.arbiter.books.claims) is not may
+
+
+@everybody
+def test_a_silenced_claim_is_armed_again_by_its_own_session_and_by_root(people: People, who: str) -> None:
+    people.flood()
+
+    errno_name = people.errno_of(who, "rearm", claim=people.claim)
+
+    may = who in ("root", "owner")
+    assert errno_name == (None if may else "EPERM")
+    assert people.rig.arbiter.books.claims[people.claim].state == ("armed" if may else "guarded")
+
+
+@pytest.mark.parametrize("op", ["counts", "why"])
+@everybody
+def test_a_claim_is_looked_into_by_its_uid_and_by_root(people: People, who: str, op: str) -> None:
+    assert people.errno_of(who, op, claim=people.claim) == ("EPERM" if who == "other" else None)
+
+    # and so is the story of one that is over
+    people.ask("owner", "release", claim=people.claim)
+    assert people.errno_of(who, "why", claim=people.claim) == ("EPERM" if who == "other" else None)
+
+
+@everybody
+def test_what_others_hold_outside_is_for_root_to_know(people: People, who: str) -> None:
+    assert people.errno_of(who, "foreign") == (None if who == "root" else "EPERM")
+
+    assert (people.rig.attribution.looked_at != []) == (who == "root"), "for others nobody looks"
+
+
+def test_who_has_lost_its_privileges_since_it_said_hello_claims_without_them(people: People) -> None:
+    # given root, which then is root no more
+    root: FakeClient = people.clients["root"]
+    people.rig.rights.privileged_uids = set()
+
+    # when it claims what only root may, then it is refused
+    assert people.errno_of("root", "claim", **CLAIM) == "EPERM"
+    assert people.errno_of("root", "claim", **CLAIM, tid=TID, kernel_chain=True) == "EPERM"
+    assert people.rig.ask(root, "claim", **CLAIM, tid=TID, kind="kgdb")["kind"] == "perf"
