@@ -260,7 +260,7 @@ class FakeMachine:
         if self._rng.random() < self.steals:
             self.kernel.held[resource_id] = []
             raise ArmError(errno.ENOSPC)
-        armed.silent, armed.fuse = False, fuse_hits
+        armed.silent, armed.fuse = armed.mode.delivery is Delivery.HOLD, fuse_hits
 
     def drop_cpu(self, resource_id: int, cpu: int) -> None:
         held = self.kernel.held[resource_id]
@@ -431,6 +431,7 @@ class FakeNetwork:
         self._arrived: deque[Incoming | Unreadable] = deque()
         self._lost: deque[int] = deque()
         self._clients: dict[bytes, FakeClient] = {}
+        self.pidfds: list[int] = []  # handed out, to be closed by whoever got them
         self._made = 0
 
     def connect(self, client: FakeClient) -> tuple[int, bytes]:
@@ -473,7 +474,8 @@ class FakeNetwork:
     def identify(self, connection: Connection) -> Peer:
         for client in self._clients.values():
             if client.fd == connection.fd:
-                return Peer(client.pid, client.uid, client.uid, f"client{client.pid}", os.dup(client.process))
+                self.pidfds.append(os.dup(client.process))
+                return Peer(client.pid, client.uid, client.uid, f"client{client.pid}", self.pidfds[-1])
         raise NotPermitted("your connection is gone")
 
     def send(self, routing_id: bytes, data: bytes) -> bool:

@@ -91,7 +91,7 @@ def as_stranger(act: Callable[[], None]) -> None:
 
 
 @pytest.mark.hardware
-@pytest.mark.skipif(MARKS[1].args[0] or MARKS[2].args[0], reason="the daemon serves root, and strangers are made by it")
+@pytest.mark.skipif(MARKS[1].args[0] or MARKS[2].args[0], reason="root makes the strangers, on x86-64")
 class TestStrangers:
     """Any local user may connect; none may bring the daemon down. Nothing here takes a slot."""
 

@@ -40,7 +40,7 @@ Line = dict[str, Any]
 MARKS = [
     pytest.mark.hardware,
     pytest.mark.skipif(os.uname().machine != "x86_64", reason="the independent probe of slots knows x86-64 only"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="the daemon serves root only: run the tests as root"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="taking slots of whole CPUs takes root: run the tests as root"),
 ]
 
 

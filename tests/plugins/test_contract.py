@@ -11,7 +11,7 @@ import mmap
 import os
 import random
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -124,7 +124,7 @@ class World(Protocol):
     """A machine, and a program on it that does what it is told to."""
 
     machine: Machine
-    tid: int  # a thread that lives
+    tid: int  # a thread that lives, the only one of its process
     piece: Piece  # what the program writes to
 
     def write(self, times: int) -> None:
@@ -132,7 +132,11 @@ class World(Protocol):
         ...
 
     def end_thread(self) -> None:
-        """Let the thread exit; return when it has."""
+        """Let the thread exit, the only one of its process; return when it has."""
+        ...
+
+    def run_another_program(self) -> None:
+        """Let the thread exec; return when it has."""
         ...
 
     def another_machine(self) -> Machine:
@@ -159,6 +163,9 @@ class FakeWorld:
     def end_thread(self) -> None:
         self._registers.exit_task(self.tid)
 
+    def run_another_program(self) -> None:
+        self._registers.exec_task(self.tid)
+
     def another_machine(self) -> Machine:
         return self.machine
 
@@ -182,6 +189,9 @@ class RealWorld:
 
     def end_thread(self) -> None:
         self._program.kill()
+
+    def run_another_program(self) -> None:
+        self._program.command("exec")
 
     def another_machine(self) -> Machine:
         return PLUGINS.machine(self._name, {})
@@ -220,6 +230,10 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
 
 def task(world: World) -> Target:
     return Target(world.machine.task(world.tid))
+
+
+def process(world: World) -> Target:
+    return Target(process=world.machine.process(world.tid))
 
 
 def slots(world: World) -> int:
@@ -267,8 +281,21 @@ def test_a_thread_is_known_while_it_lives(world: World) -> None:
         world.machine.task(world.tid)
 
 
+def test_a_process_is_known_with_its_threads_while_it_lives(world: World) -> None:
+    known = world.machine.process(world.tid)
+    assert known.pid == world.tid
+    assert known == world.machine.process(world.tid) == world.machine.task(world.tid).process
+    assert list(world.machine.threads(known)) == [world.tid]
+
+    world.end_thread()
+
+    with pytest.raises(TargetGone):
+        world.machine.process(world.tid)
+    assert list(world.machine.threads(known)) == []
+
+
 @pytest.mark.parametrize("mode", [RING, COUNT, HOLD], ids=lambda mode: str(mode.delivery))
-@pytest.mark.parametrize("form", ["every cpu", "one cpu", "thread", "thread on one cpu"])
+@pytest.mark.parametrize("form", ["every cpu", "one cpu", "thread", "thread on one cpu", "process"])
 def test_a_slot_is_taken_from_arm_to_disarm_in_every_mode(world: World, form: str, mode: Mode) -> None:
     # given a place to arm on
     cpu = world.machine.topology().online[-1]
@@ -277,6 +304,7 @@ def test_a_slot_is_taken_from_arm_to_disarm_in_every_mode(world: World, form: st
         "one cpu": Target(cpus=(cpu,)),
         "thread": task(world),
         "thread on one cpu": Target(task(world).task, (cpu,)),
+        "process": process(world),
     }[form]
     most = slots(world)
 
@@ -311,18 +339,19 @@ def test_of_several_legs_all_are_armed_or_none(world: World) -> None:
         arm(world, resource_id, Target(cpus=(first,)))
 
 
-def test_a_thread_that_is_gone_cannot_be_armed(world: World) -> None:
-    gone = task(world)
+def test_what_is_gone_cannot_be_armed(world: World) -> None:
+    gone = task(world), process(world)
     world.end_thread()
 
-    with pytest.raises(ArmError) as refused:
-        arm(world, 1, gone, RING)
+    for target in gone:
+        with pytest.raises(ArmError) as refused:
+            arm(world, 1, target, RING)
+        assert (refused.value.errno, refused.value.tid) == (errno.ESRCH, world.tid)
 
-    assert (refused.value.errno, refused.value.tid) == (errno.ESRCH, world.tid)
 
-
-def test_every_hit_is_a_record_and_is_counted(world: World) -> None:
-    arm(world, 1, task(world), RING)
+@pytest.mark.parametrize("whose", [task, process])
+def test_every_hit_is_a_record_and_is_counted(world: World, whose: Callable[[World], Target]) -> None:
+    arm(world, 1, whose(world), RING)
 
     world.write(100)
 
@@ -455,6 +484,128 @@ def test_the_end_of_the_thread_is_told_and_takes_no_hit_away(world: World, mode:
     rest, totals = world.machine.disarm(1)
     assert totals == Totals(hits=0 if mode is HOLD else 5)
     assert drained_before.hits + rest.hits == (5 if mode is RING else 0)
+
+
+@pytest.mark.parametrize("whose", [task, process])
+@pytest.mark.parametrize("across_exec", [True, False])
+def test_an_exec_of_the_target_ends_what_was_not_to_go_on(
+    world: World, whose: Callable[[World], Target], across_exec: bool
+) -> None:
+    # given a slot with hits
+    mode = Mode(ring_bytes=RING.ring_bytes, across_exec=across_exec)
+    arm(world, 1, whose(world), mode)
+    world.write(5)
+    with select.epoll() as epoll:
+        for fd in world.machine.descriptors(1):
+            epoll.register(fd, select.EPOLLIN)
+        before = drained(world, 1).hits
+
+        # when its target runs another program
+        world.run_another_program()
+
+        # then that is told, unless it goes on
+        while not across_exec and world.machine.end_of_target(1) is None:
+            assert epoll.poll(WAIT_S), "nothing tells of the end"
+    assert world.machine.end_of_target(1) is (None if across_exec else TargetEnd.EXEC)
+
+    # and no hit is taken away
+    rest, totals = world.machine.disarm(1)
+    assert (before + rest.hits, totals.lost) == (totals.hits, 0)
+    assert totals.hits >= 5 if across_exec else totals.hits == 5
+
+
+# --- too many hits ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delivery", [Delivery.HITS, Delivery.COUNT])
+def test_a_fuse_stops_a_flood_at_the_very_hit_and_a_top_up_in_time_lets_more_through(
+    world: World, delivery: Delivery
+) -> None:
+    # given a slot with a fuse of a hundred hits
+    ring_bytes = RING.ring_bytes if delivery is Delivery.HITS else 0
+    arm(world, 1, task(world), Mode(delivery=delivery, ring_bytes=ring_bytes, fuse_hits=100))
+    assert world.machine.is_fused(1)
+
+    # when it is topped up before it has blown
+    world.write(60)
+    assert world.machine.top_up(1, 50)
+    world.write(1000)
+
+    # then it has let through as many as both, and to top it up is too late
+    assert world.machine.totals(1).hits == 150
+    assert not world.machine.top_up(1, 50)
+    world.write(1000)
+    assert world.machine.totals(1).hits == 150
+
+    # and with a new fuse it goes on, in the slot it had
+    for resource_id in range(2, 1 + slots(world)):
+        arm(world, resource_id, task(world))
+    world.machine.rearm(1, 20)
+    world.write(1000)
+    batch, totals = world.machine.disarm(1)
+    assert totals == Totals(hits=170)
+    assert batch.hits == (170 if delivery is Delivery.HITS else 0)
+
+
+@pytest.mark.parametrize("whose", [task, process])
+@pytest.mark.parametrize("fuse_hits", [0, 10_000])
+def test_what_is_silenced_keeps_its_slot_and_reports_nothing_until_it_is_armed_again(
+    world: World, whose: Callable[[World], Target], fuse_hits: int
+) -> None:
+    # given every slot of a thread, one of which reports
+    arm(world, 1, whose(world), Mode(ring_bytes=RING.ring_bytes, fuse_hits=fuse_hits))
+    for resource_id in range(2, 1 + slots(world)):
+        arm(world, resource_id, task(world))
+    world.write(7)
+
+    # when it is silenced, then neither hits nor a top-up wake it, and its slot is nobody else's
+    world.machine.silence(1)
+    world.machine.top_up(1, 50)
+    world.write(100)
+    assert world.machine.totals(1).hits == 7
+    with pytest.raises(ArmError) as refused:
+        arm(world, 100, task(world))
+    assert refused.value.errno == errno.ENOSPC
+
+    # and armed again it reports again
+    world.machine.rearm(1, fuse_hits)
+    world.write(5)
+    batch, totals = world.machine.disarm(1)
+    assert (batch.hits, totals) == (12, Totals(hits=12))
+
+
+def test_what_is_only_held_stays_quiet_when_it_is_armed_again(world: World) -> None:
+    arm(world, 1, task(world), HOLD)
+    world.machine.silence(1)
+
+    world.machine.rearm(1, 10)
+    world.write(5)
+
+    assert world.machine.disarm(1) == (Batch(b"", 0, 0, more=False), Totals())
+
+
+def test_a_cpu_that_is_dropped_gives_its_slot_back_and_can_be_taken_again(world: World) -> None:
+    """As when it goes offline and comes back, without that: what is given back is what is asked for."""
+    # given slots on every CPU, all there are
+    *_, last = world.machine.topology().online
+    for resource_id in range(1, 1 + slots(world)):
+        arm(world, resource_id, Target())
+
+    # when one of them gives back its slot on a CPU, then that is free there, and others' are not
+    world.machine.drop_cpu(1, last)
+    arm(world, 100, Target(cpus=(last,)))
+    with pytest.raises(ArmError) as refused:
+        world.machine.add_cpu(1, last)
+    assert (refused.value.errno, refused.value.cpu) == (errno.ENOSPC, last)
+
+    # and it can have it again, once
+    world.machine.disarm(100)
+    for _ in range(2):
+        world.machine.add_cpu(1, last)
+    with pytest.raises(ArmError):
+        arm(world, 101, Target(cpus=(last,)))
+    world.machine.disarm(1)
+    arm(world, 102, Target(cpus=(last,)))
 
 
 def test_to_close_gives_everything_back(world: World) -> None:
