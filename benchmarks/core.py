@@ -2,19 +2,20 @@
 What one step of the core costs, and that it does not grow with the host.
 
 A round is many whole lives of a claim, requested, armed, released and disarmed, on an arbiter that holds others
-already. Claims for a thread or for one CPU must be flat in the number of live claims and in the number of CPUs: the
-ratio is to the smallest host in the same round, and below 2 is what the design promises.
+already, or one sort of step alone. Claims for a thread or for one CPU must be flat in the number of live claims and in
+the number of CPUs: the ratio is to the smallest host in the same round, and below 2 is what the design promises.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from benchmarks.harness import Row, Subject, compare
 from hwbpd.core.arbiter import Arbiter
-from hwbpd.core.effects import Arm, Disarm
-from hwbpd.core.events import Armed, ClaimRequested, Disarmed, ReleaseRequested
+from hwbpd.core.effects import Arm, Disarm, Refuse
+from hwbpd.core.events import Armed, ClaimRequested, Disarmed, HitsCounted, ReleaseRequested
 from hwbpd.core.model import Access, Kind, Mode, Owner, Piece, Plan, Pool, Span, Target, Task, Totals
 
 STEPS_PER_LIFE = 4
@@ -74,9 +75,81 @@ def lives_on(arbiter: Arbiter, target: Target) -> Callable[[], float]:
     return measure_ns
 
 
+# --- one sort of step ------------------------------------------------------------------------------------------------
+
+
+def claims_on(arbiter: Arbiter) -> float:
+    """Return nanoseconds for a claim from its request to the grant, the two steps of it."""
+    total_ns = 0
+    for number in range(LIVES_PER_ROUND):
+        start = time.perf_counter_ns()
+        claim_id = hold(arbiter, NEW_THREAD, number)
+        total_ns += time.perf_counter_ns() - start
+        let_go(arbiter, claim_id, number)
+    return total_ns / LIVES_PER_ROUND
+
+
+def releases_on(arbiter: Arbiter) -> float:
+    """The same for its other half."""
+    total_ns = 0
+    for number in range(LIVES_PER_ROUND):
+        claim_id = hold(arbiter, NEW_THREAD, number)
+        start = time.perf_counter_ns()
+        let_go(arbiter, claim_id, number)
+        total_ns += time.perf_counter_ns() - start
+    return total_ns / LIVES_PER_ROUND
+
+
+def hits_on(arbiter: Arbiter) -> float:
+    """Return nanoseconds for the news that a claim without a guard has had hits."""
+    (order,) = arbiter.step(request(NEW_THREAD, 0))
+    assert isinstance(order, Arm), order
+    arbiter.step(Armed(0, order.claim.claim_id))
+    resource_id = order.resources[0].resource_id
+    start = time.perf_counter_ns()
+    for number in range(LIVES_PER_ROUND):
+        arbiter.step(HitsCounted(number, resource_id, 1, 0))
+    elapsed = time.perf_counter_ns() - start
+    let_go(arbiter, order.claim.claim_id, 0)
+    return elapsed / LIVES_PER_ROUND
+
+
+def refusals_on(arbiter: Arbiter) -> float:
+    """Return nanoseconds for a claim on a thread that has no slot left; the refusal names all who hold them."""
+    held = [hold(arbiter, NEW_THREAD, number) for number in range(SLOTS)]
+    start = time.perf_counter_ns()
+    for number in range(LIVES_PER_ROUND):
+        (refusal,) = arbiter.step(request(NEW_THREAD, number))
+    elapsed = time.perf_counter_ns() - start
+    assert isinstance(refusal, Refuse), refusal
+    assert len(refusal.error.holders) > 0, refusal
+    for claim_id in held:
+        let_go(arbiter, claim_id, 0)
+    return elapsed / LIVES_PER_ROUND
+
+
+STEPS: tuple[tuple[str, Callable[[Arbiter], float]], ...] = (
+    ("claim to grant", claims_on),
+    ("release to end", releases_on),
+    ("hits counted", hits_on),
+    ("refusal", refusals_on),
+)
+
+
+def by_step(hosts: Sequence[tuple[int, Arbiter]]) -> list[Subject]:
+    """:param hosts: how many live claims, and the arbiter that holds them; the smallest first."""
+    subjects = []
+    for what, measure in STEPS:
+        names = [f"{what}: {live:,} live claims".replace(",", " ") for live, _ in hosts]
+        for name, (_, arbiter) in zip(names, hosts, strict=True):
+            floor = "" if name == names[0] else names[0]
+            subjects.append(Subject(name, partial(measure, arbiter), floor))
+    return subjects
+
+
 def run(rounds: int) -> list[tuple[str, list[Row]]]:
-    """Return a titled table for each way in which a host can be large."""
-    by_claims = [(live, a_host(live, cpus=64)) for live in (1, 1_000, 100_000)]
+    """Return a titled table for each way in which a host can be large, and one for each sort of step."""
+    by_claims = [(live, a_host(live, cpus=64)) for live in (10, 1_000, 100_000)]
     by_cpus = [(cpus, a_host(1_000, cpus)) for cpus in (2, 64, 4096)]
     tables = []
     for what, sizes in (("live claims, 64 CPUs", by_claims), ("CPUs, 1 000 live claims", by_cpus)):
@@ -87,4 +160,5 @@ def run(rounds: int) -> list[tuple[str, list[Row]]]:
                 floor = "" if name == names[0] else names[0]
                 subjects.append(Subject(name, lives_on(arbiter, target), floor))
         tables.append((f"one step of the core, by {what.split(',')[0]}", compare(subjects, rounds)))
+    tables.append(("the steps of the core, by live claims", compare(by_step(by_claims), rounds)))
     return tables

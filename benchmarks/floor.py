@@ -21,6 +21,7 @@ from pathlib import Path
 import zmq
 
 from benchmarks.bare_breakpoint import BareBreakpoint
+from benchmarks.placement import SERVER_CPUS, on
 
 ARM, DISARM = b"+", b"-"  # how a request begins that does more than be echoed
 READY = "ready"
@@ -71,18 +72,28 @@ class EchoClient:
     """A bare DEALER towards one of the servers above, or towards any other."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: Path) -> None:
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.linger = 0
-        self._socket.rcvtimeo = 10_000  # ms; a server that failed shall end the benchmark, not hang it
-        self._socket.connect(f"ipc://{path}")
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.linger = 0
+        self.socket.rcvtimeo = 10_000  # ms; a server that failed shall end the benchmark, not hang it
+        self.socket.connect(f"ipc://{path}")
 
     def exchange(self, request: bytes) -> bytes:
         """Send one frame, wait for one."""
-        self._socket.send(request)
-        return self._socket.recv()
+        self.socket.send(request)
+        return self.socket.recv()
+
+    def stream(self, request: bytes, count: int, window: int) -> bytes:
+        """Send one frame ``count`` times, at most ``window`` of them unanswered; return the last answer."""
+        reply = b""
+        for number in range(count + window):
+            if number >= window:
+                reply = self.socket.recv()
+            if number < count:
+                self.socket.send(request)
+        return reply
 
     def close(self) -> None:
-        self._socket.close()
+        self.socket.close()
 
 
 @contextlib.contextmanager
@@ -100,7 +111,9 @@ def echo(
     """
     numbers = [str(number) for number in (reply_bytes, *(breakpoint_of or ()))]
     command = [sys.executable, "-m", "benchmarks.floor", shape, str(path), *numbers]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with on(SERVER_CPUS):
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with server:
         try:
             assert server.stdout is not None
             if server.stdout.readline().strip() != READY:

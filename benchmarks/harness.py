@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 
 class Subject(NamedTuple):
@@ -27,6 +27,14 @@ class Subject(NamedTuple):
     floor: str = ""
 
 
+class Sampled(NamedTuple):
+    """As ``Subject``, for what is told by more than its median: one round returns the time of every operation."""
+
+    name: str
+    sample_ns: Callable[[], Sequence[float]]
+    floor: str = ""
+
+
 class Spread(NamedTuple):
     """Median and quartiles over the rounds."""
 
@@ -36,32 +44,89 @@ class Spread(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of the result; times in nanoseconds per operation."""
+    """
+    One line of the result.
+
+    ``unit`` is a key of ``UNITS``. ``ratio`` is to the floor in the same unit, so a time should have a small one and a
+    rate a large one. ``note`` is for people, and may be empty.
+    """
 
     name: str
-    time_ns: Spread
+    spread: Spread
     floor: str
     ratio: Spread | None
+    unit: str = "ns"
+    note: str = ""
 
 
-def compare(subjects: Sequence[Subject], rounds: int) -> list[Row]:
-    """Measure every subject once per round, after one round that does not count; ``rounds`` is at least 2."""
-    for subject in subjects:
-        subject.measure_ns()
-    times: dict[str, list[float]] = {subject.name: [] for subject in subjects}
+# Unit -> how it is shown: from that value on, divided by that, under that name.
+UNITS: Mapping[str, Sequence[tuple[float, float, str]]] = {
+    "ns": ((10_000, 1e3, "us"), (0, 1, "ns")),  # per operation
+    "per_s": ((10_000, 1e3, "k/s"), (0, 1, "/s")),  # operations
+    "bytes": ((10 * 2**20, 2**20, "MiB"), (10 * 2**10, 2**10, "KiB"), (0, 1, "bytes")),
+    "us_per_s": ((0, 1, "us/s"),),  # of processor time
+}
+
+
+def compare(subjects: Sequence[Subject], rounds: int, per_second: bool = False) -> list[Row]:
+    """
+    Measure every subject once per round, after one round that does not count; ``rounds`` is at least 2.
+
+    :param per_second: tell rates instead of times.
+    """
+    times = _interleaved([subject.measure_ns for subject in subjects], rounds)
+    if per_second:
+        times = [[1e9 / time_ns for time_ns in own] for own in times]
+    floors = {subject.name: subject.floor for subject in subjects}
+    return rows_of(floors, times, "per_s" if per_second else "ns")
+
+
+def compare_percentiles(subjects: Sequence[Sampled], rounds: int, percentiles: Sequence[int]) -> list[list[Row]]:
+    """As ``compare``; return the rows of each percentile, all of them from the same rounds."""
+    samples = _interleaved([subject.sample_ns for subject in subjects], rounds)
+    floors = {subject.name: subject.floor for subject in subjects}
+    return [
+        rows_of(floors, [[percentile(of_round, percent) for of_round in own] for own in samples], "ns")
+        for percent in percentiles
+    ]
+
+
+def percentile(samples: Sequence[float], percent: int) -> float:
+    """Return the sample below which that many of a hundred lie."""
+    return sorted(samples)[min(len(samples) - 1, len(samples) * percent // 100)]
+
+
+Measured = TypeVar("Measured")
+
+
+def _interleaved(measures: Sequence[Callable[[], Measured]], rounds: int) -> list[list[Measured]]:
+    """Return what each brought, a list over the rounds for each."""
+    for measure in measures:
+        measure()
+    found: list[list[Measured]] = [[] for _ in measures]
     for number in range(rounds):
-        first = number % len(subjects)
-        for subject in [*subjects[first:], *subjects[:first]]:
-            times[subject.name].append(subject.measure_ns())
-    return [_row(subject, times) for subject in subjects]
+        for step in range(len(measures)):
+            index = (number + step) % len(measures)
+            found[index].append(measures[index]())
+    return found
 
 
-def _row(subject: Subject, times: dict[str, list[float]]) -> Row:
-    own = times[subject.name]
-    ratio = None
-    if subject.floor:
-        ratio = _spread([time_ns / floor_ns for time_ns, floor_ns in zip(own, times[subject.floor], strict=True)])
-    return Row(subject.name, _spread(own), subject.floor, ratio)
+def rows_of(floors: Mapping[str, str], values: Sequence[Sequence[float]], unit: str) -> list[Row]:
+    """
+    Return the rows for what was found otherwise.
+
+    :param floors: subject -> its floor, or "".
+    :param values: of each subject, in that order, one value in ``unit`` for each round.
+    """
+    of_subject = dict(zip(floors, values, strict=True))
+    rows = []
+    for name, floor in floors.items():
+        own = of_subject[name]
+        ratio = None
+        if floor:
+            ratio = _spread([value / of_floor for value, of_floor in zip(own, of_subject[floor], strict=True)])
+        rows.append(Row(name, _spread(own), floor, ratio, unit))
+    return rows
 
 
 def _spread(samples: Sequence[float]) -> Spread:
@@ -81,22 +146,22 @@ def median_ns(operation: Callable[[], object], count: int) -> float:
 
 def table(title: str, rows: Sequence[Row]) -> str:
     """The rows as text, a floor and those measured against it side by side."""
-    cells = [(row.name, *_time_cells(row.time_ns), *_ratio_cells(row)) for row in rows]
+    cells = [(row.name, *_value_cells(row), *_ratio_cells(row)) for row in rows]
     heads = ("", "median", "quartiles", "ratio", "quartiles", "to the floor")
     widths = [max(len(line[column]) for line in [heads, *cells]) for column in range(len(heads))]
     lines = [title]
-    for line in [heads, *cells]:
+    for line, note in zip([heads, *cells], ["", *(row.note for row in rows)], strict=True):
         aligned = [text.ljust(width) if column in (0, 5) else text.rjust(width)
                    for column, (text, width) in enumerate(zip(line, widths, strict=True))]
-        lines.append("  ".join(aligned).rstrip())
+        lines.append("  ".join([*aligned, note]).rstrip())
     return "\n".join(lines)
 
 
-def _time_cells(spread: Spread) -> tuple[str, str]:
-    scale, unit = (1.0, "ns") if spread.median < 10_000 else (1e3, "us")
-    digits = 0 if spread.median >= 100 * scale else 1
-    low, median, high = (f"{value / scale:.{digits}f}" for value in spread)
-    return f"{median} {unit}", f"{low}-{high}"
+def _value_cells(row: Row) -> tuple[str, str]:
+    scale, shown = next((scale, shown) for least, scale, shown in UNITS[row.unit] if abs(row.spread.median) >= least)
+    digits = 0 if row.spread.median >= 100 * scale else 1
+    low, median, high = (f"{value / scale:.{digits}f}" for value in row.spread)
+    return f"{median} {shown}", f"{low}-{high}"
 
 
 def _ratio_cells(row: Row) -> tuple[str, str, str]:
@@ -108,6 +173,12 @@ def _ratio_cells(row: Row) -> tuple[str, str, str]:
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows as plain values; every spread is ``[lower quartile, median, upper quartile]``."""
     return [
-        {"name": row.name, "ns": list(row.time_ns), "floor": row.floor or None, "ratio": row.ratio and list(row.ratio)}
+        {
+            "name": row.name,
+            row.unit: list(row.spread),
+            "floor": row.floor or None,
+            "ratio": row.ratio and list(row.ratio),
+            **({"note": row.note} if row.note else {}),
+        }
         for row in rows
     ]

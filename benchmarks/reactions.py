@@ -8,6 +8,7 @@ shows the half, the hundredth and the slowest. ``--hotplug`` takes CPU 1 offline
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
 import signal
@@ -18,7 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hwbp
-from benchmarks.roundtrip import daemon
+from benchmarks.placement import ANY_CPUS
+from benchmarks.stand import Daemon, daemon
 from examples.target import Target
 from hwbpd import credentials
 from hwbpd.warden import Question, Warden
@@ -37,13 +39,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reactions", description=__doc__.splitlines()[1])
     parser.add_argument("--hotplug", action="store_true", help="also take CPU 1 offline and back, ten times")
     arguments = parser.parse_args()
-    with exclusive(), tempfile.TemporaryDirectory(prefix="hwbpd-bench-") as folder, daemon(Path(folder)) as socket:
+    with exclusive(), tempfile.TemporaryDirectory(prefix="hwbpd-bench-") as name, anywhere(Path(name)) as (socket, _):
         show("client killed, until its slots are free", "us", sorted(deaths(socket)))
         show("permission asked of the kernel, allowed", "us", sorted(permissions()))
         show(f"hits let through beyond a guard of {GUARD_PER_S} a second", "hits", sorted(overshoots(socket)))
         if arguments.hotplug:
             show("CPU online again, until the slot there is back", "us", sorted(comings_back(socket)))
     return 0
+
+
+def anywhere(folder: Path) -> contextlib.AbstractContextManager[Daemon]:
+    """A daemon that runs on any CPU, as it must meet those who are killed and flooded on any."""
+    return daemon(folder, cpus=ANY_CPUS)
 
 
 def show(what: str, unit: str, samples: Sequence[float]) -> None:

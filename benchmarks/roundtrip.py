@@ -1,187 +1,116 @@
 """
-What a client waits for: ``slots``, and claim with release, against a daemon in a process of its own.
+What a client waits for when it asks: one round trip, against a daemon in a process of its own.
 
-Each is measured through the client library and as bare frames. The difference between the two is the library; the
+Each question is asked through the client library and as bare frames. The difference between the two is the library; the
 difference between bare frames and the epoll echo is the daemon; the floor, in the same rounds, is a blocking echo of
-equally many bytes, which for a claim also makes the system calls that arming it takes.
+equally many bytes. Then the same over both transports, beside the echo of each.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import itertools
-import subprocess
-import sys
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
-import msgpack
-import zmq
+from typing import Any, NamedTuple
 
 import hwbp
-from benchmarks.bare_breakpoint import BareBreakpoint
-from benchmarks.floor import ARM, DISARM, EchoClient, echo
 from benchmarks.harness import Row, Subject, compare, median_ns
-from tests.host import breakpoints_missing, exclusive
+from benchmarks.stand import BareSession, Stand, real_stand
 
 OPERATIONS_PER_ROUND = 200
-START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 10.0
 
 
-class Missing(Exception):
-    """This host cannot run these; the sentence says what it lacks."""
+class Question(NamedTuple):
+    """A request that changes nothing: as the protocol has it, and as the library does."""
 
-
-class BareSession:
-    """The protocol without the library: the client's work is one msgpack map each way."""
-
-    def __init__(self, client: EchoClient) -> None:
-        self._client = client
-        self._ids = itertools.count(1)
-        self._epoch = 0
-        welcome = self.ask("hello", version=1)
-        self._epoch = welcome["epoch"]
-
-    def encode(self, op: str, **fields: Any) -> bytes:
-        session = {} if op == "hello" else {"epoch": self._epoch}
-        return bytes(msgpack.packb({"op": op, "id": next(self._ids)} | session | fields))
-
-    def ask(self, op: str, **fields: Any) -> dict[str, Any]:
-        reply: dict[str, Any] = msgpack.unpackb(self._client.exchange(self.encode(op, **fields)))
-        if reply["op"] == "error":
-            raise RuntimeError(reply["sentence"])
-        return reply
-
-
-@contextlib.contextmanager
-def daemon(folder: Path) -> Iterator[Path]:
-    """Run a daemon of its own on the real machine, all settings at their defaults; yields its socket."""
-    path = folder / "hwbpd.sock"
-    settings = folder / "hwbpd.toml"
-    settings.touch()  # an empty one, so that the host's own is not read
-    with (folder / "hwbpd.log").open("w+") as log:
-        command = [sys.executable, "-m", "hwbpd", "--config", str(settings), "--socket", str(path)]
-        with subprocess.Popen(command, stdout=log, stderr=log) as process:
-            try:
-                _await_welcome(path, process, log.name)
-                yield path
-            finally:
-                _stop(process)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        # The measurements stand, but nobody shall think that all is well.
-        print(f"roundtrip: the daemon had to be killed, {STOP_TIMEOUT_S:g} s after SIGTERM", file=sys.stderr)
-        process.kill()
-
-
-def _await_welcome(path: Path, process: subprocess.Popen[bytes], log: str) -> None:
-    give_up = time.monotonic() + START_TIMEOUT_S
-    while process.poll() is None and time.monotonic() < give_up:
-        try:
-            hwbp.connect(path).close()
-            return
-        except hwbp.NotReachable:
-            time.sleep(0.02)
-    raise RuntimeError(f"the daemon did not start:\n{Path(log).read_text()}")
+    op: str
+    fields: dict[str, Any]
+    by_library: Callable[[], object]
 
 
 def run(rounds: int) -> list[tuple[str, list[Row]]]:
     """
-    Return a titled table for each kind of round trip.
+    Return a titled table for each question.
 
-    :raises Missing: where real breakpoints do not work.
-    :raises HostBusy: while others use them.
+    :raises Missing: where real breakpoints do not work; ``HostBusy`` while others use them.
     """
-    if missing := breakpoints_missing():
-        raise Missing(missing)
-    with exclusive(), tempfile.TemporaryDirectory() as name, zmq.Context() as context, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        path = stack.enter_context(daemon(folder))
-        client = stack.enter_context(hwbp.connect(path))
-        frames = EchoClient(context, path)
-        stack.callback(frames.close)
-        bare = BareSession(frames)
-
-        def floor(shape: str, reply_bytes: int, breakpoint_of: tuple[int, int, int] | None = None) -> EchoClient:
-            socket = folder / f"{shape}-{reply_bytes}{'-arms' if breakpoint_of else ''}.sock"
-            return stack.enter_context(echo(context, socket, shape, reply_bytes, breakpoint_of))
-
-        return [
-            ("slots: one round trip", compare(slots_subjects(client, frames, bare, floor), rounds)),
-            ("claim and release: two round trips", compare(claim_subjects(client, bare, floor), rounds)),
+    with real_stand() as stand:
+        client, frames = stand.library(), BareSession(stand.frames())
+        tables = [
+            (f"{question.op}: one round trip", compare(list(subjects(stand, frames, question)), rounds))
+            for question in questions(client, frames)
         ]
+        if stand.packet_path.exists():
+            tables.append(("slots by ZeroMQ and by SEQPACKET", compare(list(by_both(stand, frames)), rounds)))
+            tables.append(("claim and release by both", compare(list(claims_by_both(stand, frames)), rounds)))
+        return tables
 
 
-Floor = Callable[..., EchoClient]
+def questions(client: hwbp.Client, frames: BareSession) -> Iterator[Question]:
+    """What is asked, of a daemon on which nobody holds more than one claim that counts."""
+    yield Question("slots", {}, client.slots)
+    watched = ctypes.c_uint64()
+    event: dict[str, Any] = {"address": ctypes.addressof(watched), "length": 8, "access": "w", "kernel": False}
+    on_this_thread = event | {"tid": threading.get_native_id(), "delivery": "count"}
+    by_frames = frames.ask("claim", **on_this_thread)["claim"]
+    with client.claim(**on_this_thread) as watch:
+        yield Question("counts", {"claim": by_frames}, watch.counts)
+    frames.ask("release", claim=by_frames)
+    yield Question("fit", on_this_thread, lambda: client.fit(**on_this_thread))
+    tid = threading.get_native_id()
+    yield Question("enabled", {"tid": tid, "cpu": 0}, lambda: client.enabled(cpu=0, tid=tid))
+
+
+def subjects(stand: Stand, frames: BareSession, question: Question) -> Iterator[Subject]:
+    op, fields, by_library = question
+    request = frames.encode(op, **fields)
+    reply = frames.exchange(request)
+    blocking, polling = stand.floor("blocking", len(reply)), stand.floor("epoll", len(reply))
+    lowest = f"blocking echo, {len(request)} and {len(reply)} bytes"
+    yield Subject(lowest, timed(lambda: blocking.exchange(request)))
+    yield Subject("epoll echo", timed(lambda: polling.exchange(request)), lowest)
+    yield Subject(f"{op}, bare frames", timed(lambda: frames.ask(op, **fields)), lowest)
+    yield Subject(f"{op}, hwbp", timed(by_library), lowest)
+
+
+def by_both(stand: Stand, frames: BareSession) -> Iterator[Subject]:
+    packets = BareSession(stand.packets())
+    request = frames.encode("slots")
+    reply_bytes = len(frames.exchange(request))
+    blocking, by_packets = stand.floor("blocking", reply_bytes), stand.packet_floor(reply_bytes)
+    slow, fast = stand.library(), stand.library("seqpacket")
+    lowest, lowest_by_packets = "ZeroMQ: blocking echo", "SEQPACKET: blocking echo"
+    yield Subject(lowest, timed(lambda: blocking.exchange(request)))
+    yield Subject("ZeroMQ: bare frames", timed(lambda: frames.ask("slots")), lowest)
+    yield Subject("ZeroMQ: hwbp", timed(slow.slots), lowest)
+    yield Subject("SEQPACKET beside it: bare packets", timed(lambda: packets.ask("slots")), lowest)
+    yield Subject("SEQPACKET beside it: hwbp", timed(fast.slots), lowest)
+    yield Subject(lowest_by_packets, timed(lambda: by_packets.exchange(request)))
+    yield Subject("SEQPACKET: bare packets", timed(lambda: packets.ask("slots")), lowest_by_packets)
+    yield Subject("SEQPACKET: hwbp", timed(fast.slots), lowest_by_packets)
+
+
+def claims_by_both(stand: Stand, frames: BareSession) -> Iterator[Subject]:
+    """A watchpoint on this thread whose hits are counted, so that setting up a ring does not hide the rest."""
+    watched = ctypes.c_uint64()
+    what: dict[str, Any] = {"address": ctypes.addressof(watched), "length": 8, "access": "w", "kernel": False}
+    what |= {"tid": threading.get_native_id(), "delivery": "count"}
+    packets = BareSession(stand.packets())
+
+    def bare(session: BareSession) -> None:
+        assert ctypes.addressof(watched) == what["address"]  # which keeps it alive as long as anybody may watch it
+        session.ask("release", claim=session.ask("claim", **what)["claim"])
+
+    def by_library(client: hwbp.Client) -> None:
+        with client.claim(**what):
+            pass
+
+    slow, fast = stand.library(), stand.library("seqpacket")
+    yield Subject("ZeroMQ: bare frames", timed(lambda: bare(frames)))
+    yield Subject("SEQPACKET: bare packets", timed(lambda: bare(packets)), "ZeroMQ: bare frames")
+    yield Subject("ZeroMQ: hwbp", timed(lambda: by_library(slow)))
+    yield Subject("SEQPACKET: hwbp", timed(lambda: by_library(fast)), "ZeroMQ: hwbp")
 
 
 def timed(operation: Callable[[], object]) -> Callable[[], float]:
     return lambda: median_ns(operation, OPERATIONS_PER_ROUND)
-
-
-def slots_subjects(client: hwbp.Client, frames: EchoClient, bare: BareSession, floor: Floor) -> list[Subject]:
-    request = bare.encode("slots")
-    reply_bytes = len(frames.exchange(request))
-    blocking = floor("blocking", reply_bytes)
-    polling = floor("epoll", reply_bytes)
-    lowest = f"blocking echo, {len(request)} and {reply_bytes} bytes"
-    return [
-        Subject(lowest, timed(lambda: blocking.exchange(request))),
-        Subject("epoll echo", timed(lambda: polling.exchange(request)), lowest),
-        Subject("slots, bare frames", timed(lambda: bare.ask("slots")), lowest),
-        Subject("slots, hwbp", timed(client.slots), lowest),
-    ]
-
-
-def claim_subjects(client: hwbp.Client, bare: BareSession, floor: Floor) -> list[Subject]:
-    """A watchpoint on 8 bytes of this very thread, which nobody touches meanwhile."""
-    watched = ctypes.c_uint64()
-    address, tid = ctypes.addressof(watched), threading.get_native_id()
-    what: dict[str, Any] = {"address": address, "length": 8, "access": "w", "tid": tid, "kernel": False}
-    granted = bare.ask("claim", **what)
-    bare.ask("release", claim=granted["claim"])
-    ring_bytes = granted["ring_bytes"]
-    request, reply_bytes = bare.encode("claim", **what), len(msgpack.packb(granted))
-    arm, disarm = ARM.ljust(len(request), b"."), DISARM.ljust(len(bare.encode("release", claim=1)), b".")
-    blocking = floor("blocking", reply_bytes, (tid, address, ring_bytes))
-    polling = floor("epoll", reply_bytes, (tid, address, ring_bytes))
-    here = BareBreakpoint(tid, address, ring_bytes)
-
-    def by_echo(server: EchoClient) -> None:
-        server.exchange(arm)
-        server.exchange(disarm)
-
-    def by_system_calls() -> None:
-        here.arm()
-        here.disarm()
-
-    def by_frames() -> None:
-        bare.ask("release", claim=bare.ask("claim", **what)["claim"])
-
-    def by_library(**fields: Any) -> None:
-        # The name binding keeps the buffer alive for as long as anybody may watch it.
-        assert ctypes.addressof(watched) == address
-        with client.claim(**what, **fields):
-            pass
-
-    calls = f"system calls alone, ring of {ring_bytes // 1024} KiB"
-    lowest = "blocking echo with these system calls"
-    return [
-        Subject(calls, timed(by_system_calls)),
-        Subject(lowest, timed(lambda: by_echo(blocking))),
-        Subject("epoll echo with these system calls", timed(lambda: by_echo(polling)), lowest),
-        Subject("claim and release, bare frames", timed(by_frames), lowest),
-        Subject("claim and release, hwbp", timed(by_library), lowest),
-        Subject("claim and release, hwbp, counted only", timed(lambda: by_library(delivery="count")), lowest),
-    ]

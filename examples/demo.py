@@ -4,12 +4,15 @@ The main job of hwbpd in ten seconds, on this host's real debug registers.
 
 A daemon of its own on a socket of its own, a small program to be watched, and clients that ask for its breakpoints as
 a debugger, a profiler, a kernel debugger and a hypervisor would. Everything shown is what the tools print.
+
+Where this host has no breakpoints to give, or with ``--simulated``, the same is shown on a simulated machine, and the
+first and the last line say so. Only a demo may do that; the daemon by itself never does.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import os
 import shlex
 import signal
 import subprocess
@@ -18,20 +21,54 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import hwbp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from examples.target import Target  # the program beside this file
+from hwbpd_linux.readiness import what_is_missing
+from hwbpd_sim.workload import COUNTER, FUNCTION, PIDS
 
 READY_S = 10.0
 
 
-class Demo:
-    """One run: the socket, and a voice."""
+class Watched(Protocol):
+    """A program to watch."""
 
-    def __init__(self, folder: Path) -> None:
+    @property
+    def tid(self) -> int: ...
+
+    @property
+    def variable(self) -> int: ...
+
+    @property
+    def function(self) -> int: ...
+
+    def command(self, line: str, /) -> object:
+        """Let it do something."""
+        ...
+
+
+class Simulated:
+    """The first thread of the simulated machine. It writes and calls all the time, told to or not."""
+
+    tid, variable, function = PIDS, COUNTER, FUNCTION
+
+    def command(self, line: str) -> None:
+        """There is nothing to be done."""
+
+
+class Demo:
+    """
+    One run: the socket, and a voice.
+
+    :param machine: whose registers, as the daemon is asked for them.
+    """
+
+    def __init__(self, folder: Path, machine: str) -> None:
+        self.machine = machine
         self.socket = folder / "hwbpd.sock"
         self.log = folder / "hwbpd.log"
 
@@ -66,7 +103,8 @@ class Demo:
     @contextlib.contextmanager
     def daemon(self) -> Iterator[subprocess.Popen[bytes]]:
         with self.log.open("wb") as log:
-            daemon = subprocess.Popen([sys.executable, "-m", "hwbpd", "--socket", str(self.socket)], stderr=log)
+            command = [sys.executable, "-m", "hwbpd", "--socket", str(self.socket), "--machine", self.machine]
+            daemon = subprocess.Popen(command, stderr=log)
         try:
             wait_until(self._answers, "the daemon", daemon)
             yield daemon
@@ -83,7 +121,7 @@ class Demo:
 
     # --- the story ---------------------------------------------------------------------------------------------------
 
-    def tell(self, target: Target) -> None:
+    def tell(self, target: Watched) -> None:
         variable, function = f"mem:{target.variable:#x}/8:w:u", f"mem:{target.function:#x}/8:x:u"
         tid = str(target.tid)
         self.say("A CPU can stop on 4 addresses and no more. Nobody has asked for one yet:")
@@ -114,7 +152,7 @@ class Demo:
         self.run("ls")
 
     def _watch_while(
-        self, target: Target, command: str, *arguments: str, verb: str = "watch", options: tuple[str, ...] = ()
+        self, target: Watched, command: str, *arguments: str, verb: str = "watch", options: tuple[str, ...] = ()
     ) -> None:
         """Run a watching verb in the foreground and let the program act once its claim is there."""
         print(f"$ hwbpctl {shlex.join((verb, *arguments))}", flush=True)
@@ -138,18 +176,26 @@ def wait_until(done: object, what: str, process: subprocess.Popen[bytes]) -> Non
 
 def main() -> int:
     """Run the demo; return its exit status."""
-    with tempfile.TemporaryDirectory(prefix="hwbpd-demo-") as folder:
-        demo = Demo(Path(folder))
+    parser = argparse.ArgumentParser(description="The main job of hwbpd in ten seconds.")
+    parser.add_argument("--simulated", action="store_true", help="on simulated registers, whatever this host has")
+    notice = ""
+    if parser.parse_args().simulated:
+        notice = "SIMULATED, as asked: these are simulated registers, not this host's."
+    elif missing := what_is_missing():
+        notice = f"SIMULATED: these are simulated registers. This host's cannot be used: {missing}"
+    if notice:
+        print(notice, flush=True)
+    with tempfile.TemporaryDirectory(prefix="hwbpd-demo-") as folder, contextlib.ExitStack() as stack:
+        demo = Demo(Path(folder), "sim" if notice else "linux")
         try:
-            with demo.daemon(), Target() as target:
-                demo.tell(target)
+            stack.enter_context(demo.daemon())
+            demo.tell(Simulated() if notice else stack.enter_context(Target()))
         except SystemExit:
             print(demo.log.read_text(), end="", file=sys.stderr)
-            print("The demo needs real hardware breakpoints, which this host does not grant here.", file=sys.stderr)
-            if os.geteuid() != 0:
-                print("Only root is served for now: run `sudo make demo`.", file=sys.stderr)
-            return 1
+            raise
     print("\nThe daemon has stopped. `hwbpd` starts one to stay; README.md goes on from here.")
+    if notice:
+        print(notice)
     return 0
 
 

@@ -24,7 +24,12 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, help=f"settings file (default: {DEFAULT_CONFIG}, if it exists)")
     parser.add_argument("--socket", help="where to listen (default: $HWBPD_SOCKET, $XDG_RUNTIME_DIR/hwbpd, /run/hwbpd)")
-    parser.add_argument("--machine", help="linux: this host's registers; auto: the first real machine (default)")
+    parser.add_argument(
+        "--machine",
+        help="linux: this host's registers; sim: a simulated machine, see docs/simulator.md; auto: the first real "
+        "machine, never the simulated one (default)",
+    )
+    parser.add_argument("--cpus", type=int, metavar="N", help="how many the simulated machine has (default: 4)")
     parser.add_argument("--log-format", choices=("auto", "console", "json"), help="default: console on a terminal")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
     return parser
@@ -36,7 +41,10 @@ def main() -> int:
     config = asked.pop("config") or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
     try:
         chosen = settings.load(config)
+        cpus = asked.pop("cpus")
         chosen = msgspec.structs.replace(chosen, **{name: value for name, value in asked.items() if value is not None})
+        if cpus is not None:
+            chosen = settings.with_cpus(chosen, cpus)
     except settings.BadSettings as why:
         print(f"hwbpd: {why}", file=sys.stderr)
         return 2

@@ -37,6 +37,11 @@ class Place(Struct, frozen=True):
 
 
 Answer = Callable[[tuple[Holder, ...]], None]
+Looked = tuple[Place, Sequence[Foreign]]  # a place that was looked at, and all that was found there
+
+
+def nobody_counts(place: Place, found: Sequence[Foreign]) -> None:
+    """What becomes of the findings at a place where nobody keeps count."""
 
 
 class Attribution:
@@ -45,10 +50,12 @@ class Attribution:
     def __init__(self, machine: Machine, clock: Clock) -> None:
         self._machine = machine
         self._clock = clock
+        self.looked = nobody_counts  # is told of each place when a look is done, in the thread of ``answers``
         self._done_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._jobs: queue.SimpleQueue[tuple[Sequence[Place], Answer, int] | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[tuple[Sequence[Place], Answer, tuple[Holder, ...]]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[Sequence[Place], Answer, Sequence[Looked]]] = queue.SimpleQueue()
         self._closing = threading.Event()
+        self._under_way = 0  # looks, so that most turns of the loop need not even ask
         self._looked_ns = -LOOK_EVERY_NS
         self._looked_at: tuple[Place, ...] = ()
         self._found: tuple[Holder, ...] | None = ()
@@ -70,6 +77,7 @@ class Attribution:
         if is_due or (patient and tuple(places) != self._looked_at and self._jobs.qsize() < PATIENT_MAX):
             not_before_ns = max(now_ns, self._looked_ns + LOOK_EVERY_NS)
             self._looked_ns, self._looked_at, self._found = not_before_ns, tuple(places), None
+            self._under_way += 1
             self._jobs.put((places, answer, not_before_ns - now_ns))
         elif tuple(places) != self._looked_at:
             answer(())
@@ -80,12 +88,18 @@ class Attribution:
 
     def answers(self) -> None:
         """Call those who wait for a look that is done."""
+        if not self._under_way:
+            return
         try:
-            os.eventfd_read(self._done_fd)
+            done = os.eventfd_read(self._done_fd)
         except BlockingIOError:
             return
-        while not self._done.empty():
-            places, answer, found = self._done.get()
+        self._under_way -= done
+        for _ in range(done):
+            places, answer, looked = self._done.get()
+            for place, there in looked:
+                self.looked(place, there)
+            found = tuple(dict.fromkeys(holder_of(one) for _, there in looked for one in there))
             if tuple(places) == self._looked_at:  # else a later look is under way, elsewhere
                 self._found = found
             for one in (answer, *self._waiting.pop(tuple(places), ())):
@@ -101,14 +115,13 @@ class Attribution:
             places, answer, wait_ns = job
             if self._closing.wait(wait_ns / NS_PER_S):
                 return
-            found: list[Foreign] = []
+            looked: list[Looked] = []
             try:
                 for place in places:
-                    found += self._machine.foreign(place.pool, place.target, place.cpu)
+                    looked.append((place, self._machine.foreign(place.pool, place.target, place.cpu)))
             except Exception:  # whatever /proc holds, a look that fails must not take the daemon with it
                 log.exception("looking for foreign holders failed")
-            holders = tuple(dict.fromkeys(map(holder_of, found)))
-            self._done.put((places, answer, holders))
+            self._done.put((places, answer, looked))
             os.eventfd_write(self._done_fd, 1)
 
 

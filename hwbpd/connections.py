@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -35,10 +36,15 @@ class _Allowance(Struct):
 
 
 class Connections:
-    """Counted by the descriptor libzmq has for each."""
+    """
+    Counted by the descriptor of each.
 
-    def __init__(self, limits: Limits) -> None:
+    :param hang_up: how to hang up on one; it must not say that it is lost before it has returned.
+    """
+
+    def __init__(self, limits: Limits, hang_up: Callable[[int], None] | None = None) -> None:
         self._limits = limits
+        self._hang_up = hang_up or shut_down
         self._uid: dict[int, int] = {}
         self._of_uid: dict[int, int] = {}
         self._strangers: dict[int, int] = {}  # fd -> when it must have said hello, oldest first
@@ -66,7 +72,7 @@ class Connections:
         self._uid[fd] = uid
         self._of_uid[uid] = self._of_uid.get(uid, 0) + 1
         if uid != ROOT and self._of_uid[uid] > self._limits.connections_per_uid:
-            hang_up(fd)
+            self._hang_up(fd)
         self._strangers[fd] = now_ns + HELLO_WITHIN_NS
 
     def said_hello(self, fd: int) -> None:
@@ -85,7 +91,7 @@ class Connections:
         """Rule 4."""
         for fd, uid in tuple(self._uid.items()):
             if uid != ROOT:
-                hang_up(fd)
+                self._hang_up(fd)
 
     def hang_up_on_silent(self, now_ns: int) -> None:
         """Rule 2."""
@@ -94,10 +100,10 @@ class Connections:
             if by_ns > now_ns:
                 return
             del self._strangers[fd]
-            hang_up(fd)
+            self._hang_up(fd)
 
 
-def hang_up(fd: int) -> None:
+def shut_down(fd: int) -> None:
     """Shut a connection of libzmq's down; it may be gone already."""
     with contextlib.suppress(OSError), peers.copy_of(fd) as copy:
         copy.shutdown(socket.SHUT_RDWR)

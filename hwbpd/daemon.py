@@ -17,6 +17,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import structlog
 import zmq
 
@@ -24,14 +25,17 @@ from hwbpd.attribution import Attribution
 from hwbpd.clock import MonotonicClock
 from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.errors import NotSupported
-from hwbpd.network import RouterNetwork
+from hwbpd.metered import MeteredServer
+from hwbpd.networks import listening
 from hwbpd.outbox import Outbox
 from hwbpd.plugins import Plugins
 from hwbpd.rights import Rights
 from hwbpd.server import Server
 from hwbpd.sessions import Sessions
 from hwbpd.settings import Settings, socket_path
-from hwbpd.warden import Warden
+from hwbpd.simulated_rights import SimulatedPermission
+from hwbpd.status_page import CannotMakePage, StatusPage, map_page, page_path
+from hwbpd.warden import Permission, Warden
 
 log = structlog.get_logger("hwbpd")
 
@@ -59,20 +63,22 @@ def run(settings: Settings, plugins: Plugins | None = None) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_only_daemon_on(path))
         _raise_descriptor_limit(settings.limits.sessions)
-        machine = plugins.machine(settings.machine, {})
+        machine = plugins.machine(settings.machine, _machine_options(settings, plugins))
         stack.callback(machine.close)
         backend = plugins.backend(machine.facts)
-        warden = Warden()
-        stack.callback(warden.close)
+        permission = stack.enter_context(_permission(plugins.is_real(settings.machine)))
         topology = machine.topology()
         clock = MonotonicClock()
         try:
-            network = RouterNetwork(path, settings.limits, int(settings.socket_mode, 8), clock)
-        except zmq.ZMQError as why:
+            network = stack.enter_context(listening(path, settings, clock))
+        except (zmq.ZMQError, OSError) as why:
             raise CannotListen(f"cannot listen on {path}: {why}") from None
-        stack.callback(network.close)
+        epoch = secrets.randbits(63)
+        page = _page(path, epoch)
+        stack.callback(page.stop)
         stop_fd = stack.enter_context(_stop_signals())
-        server = Server(
+        make_server = MeteredServer if settings.metrics.listen else Server
+        server = make_server(
             network=network,
             arbiter=Arbiter(
                 backend.slots(),
@@ -83,21 +89,48 @@ def run(settings: Settings, plugins: Plugins | None = None) -> None:
             machine=machine,
             backend=backend,
             sessions=Sessions(),
-            rights=Rights(warden, machine),
+            rights=Rights(permission, machine),
             attribution=Attribution(machine, clock),
             outbox=Outbox(
                 network,
                 messages_max=settings.limits.messages_queued_per_session,
                 hits_bytes_max=settings.limits.hits_bytes_queued_per_session,
+                hits_bytes_per_message=settings.rings.bytes_per_message,
             ),
+            page=page,
             settings=settings,
             clock=clock,
-            epoch=secrets.randbits(63),
+            epoch=epoch,
         )
+        if isinstance(server, MeteredServer):
+            stack.enter_context(_metrics_of(server, settings))
         log.info("ready", socket=str(path), machine=machine.name, backend=backend.name, cpus=len(topology.online))
         _tell_service_manager("READY=1")
         server.run(stop_fd)
         log.info("stopped", socket=str(path))
+
+
+def _machine_options(settings: Settings, plugins: Plugins) -> dict[str, object]:
+    """What a machine is made from. A real one is what it is; a simulated one gets its slots from a backend."""
+    return {**msgspec.structs.asdict(settings.sim), "backend": plugins.backend}
+
+
+def _page(socket: Path, epoch: int) -> StatusPage:
+    try:
+        return StatusPage(map_page(page_path(socket)), epoch)
+    except CannotMakePage as why:
+        raise CannotListen(str(why)) from None
+
+
+@contextlib.contextmanager
+def _permission(is_real: bool) -> Iterator[Permission]:
+    """Who decides what a peer may claim: the running kernel, which knows nothing of simulated threads."""
+    if not is_real:
+        log.warning("this machine is simulated: its hits say nothing about this host")
+        yield SimulatedPermission()
+        return
+    with contextlib.closing(Warden()) as warden:
+        yield warden
 
 
 @contextlib.contextmanager
@@ -132,6 +165,26 @@ def _raise_descriptor_limit(sessions: int) -> None:
     if hard != resource.RLIM_INFINITY and hard < sessions + DESCRIPTORS_SPARE:
         needed = f"{sessions} (limits.sessions) and {DESCRIPTORS_SPARE} more"
         raise NotSupported(f"{hard} descriptors are too few for {needed}: raise LimitNOFILE=, or `ulimit -Hn`")
+
+
+@contextlib.contextmanager
+def _metrics_of(server: MeteredServer, settings: Settings) -> Iterator[None]:
+    """What the server counts, to be had where the settings say."""
+    where = settings.metrics.listen
+    try:
+        from hwbpd.metrics_endpoint import Endpoint  # here, because it needs what not everybody has installed
+
+        endpoint = Endpoint(where, int(settings.socket_mode, 8), server.window)
+    except ImportError as why:
+        missing = f"metrics.listen takes prometheus-client ({why}): pip install 'hwbpd[metrics]'"
+        raise CannotListen(missing) from None
+    except OSError as why:
+        raise CannotListen(f"cannot listen on {where} (metrics.listen): {why}") from None
+    try:
+        log.info("metrics", listen=endpoint.address)
+        yield
+    finally:
+        endpoint.close()
 
 
 def _tell_service_manager(state: str) -> None:

@@ -88,4 +88,6 @@ class Hits:
             if session is None:
                 flow.dropped += hits
             elif hits or batch.lost:
-                self._outbox.send_hits(session, flow, hits, shown)
+                # The last of a claim's hits come all at once, as many as its rings held.
+                for part, count in records.parts(shown, hits, self._bytes_per_message):
+                    self._outbox.send_hits(session, flow, count, part)

@@ -137,6 +137,10 @@ class Machine(Protocol):
     name: str
     facts: CpuFacts
 
+    def notes(self) -> Sequence[str]:
+        """What people should know about this machine, for ``hwbpctl caps``; often nothing."""
+        ...
+
     def topology(self) -> Topology:
         """The CPUs there are now."""
         ...

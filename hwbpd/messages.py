@@ -114,6 +114,23 @@ class Why(SessionRequest, frozen=True, tag="why"):
     claim: Id
 
 
+class Thread(SessionRequest, frozen=True, tag="thread"):
+    """Give a thread of the peer's process a word of the status page, for as long as the session lasts."""
+
+    tid: Annotated[int, Meta(ge=1, le=TID_MAX)]
+
+
+class Enabled(SessionRequest, frozen=True, tag="enabled"):
+    """May a breakpoint of ours be installed on that CPU, for that thread, or on the CPU while the thread runs there?"""
+
+    cpu: Cpu | None = None
+    tid: Tid = 0
+
+
+class Follow(SessionRequest, frozen=True, tag="follow"):
+    """From now on tell this session what is decided: about everybody for root, else about its own uid."""
+
+
 class Goodbye(SessionRequest, frozen=True, tag="goodbye"):
     pass
 
@@ -129,6 +146,9 @@ AnyRequest = (
     | Foreign
     | Capabilities
     | Why
+    | Thread
+    | Enabled
+    | Follow
     | Goodbye
 )
 
@@ -263,6 +283,23 @@ class WhyReply(Reply, frozen=True, tag="why"):
     lines: list[str]
 
 
+class ThreadReply(Reply, frozen=True, tag="thread"):
+    """The thread's word: its index among those of threads, and the number in it while it is this thread's."""
+
+    index: int
+    registration: int
+
+
+class EnabledReply(Reply, frozen=True, tag="enabled"):
+    enabled: bool
+    armed: int
+    held: int
+
+
+class FollowingReply(Reply, frozen=True, tag="following"):
+    pass
+
+
 class Bye(Reply, frozen=True, tag="bye"):
     pass
 
@@ -333,6 +370,31 @@ class Suspended(Notice, frozen=True, tag="suspended"):
     claim: int
     sentence: str
     cpu: int | None = None
+
+
+class Decision(Notice, frozen=True, tag="decision"):
+    """
+    What was decided, for a session that follows.
+
+    ``what``: "granted", "refused", "guarded", "offline", "suspended", "resumed", "ended", "session", "session over".
+    ``missed`` counts, so far, the decisions for which the way to this session had no room; the outbox fills it in.
+    """
+
+    what: str
+    at_ns: int  # CLOCK_MONOTONIC
+    session: int  # of the owner, as are pid, comm and uid
+    pid: int
+    comm: str
+    uid: int
+    claim: int = 0  # 0 where it is about none, or about one that was refused at the door
+    about: str = ""  # the claim in perf's syntax with its target
+    kind: str = ""
+    label: str = ""  # the claim's, or of a session the name that its client gave itself
+    errno: str = ""  # of a refusal
+    reason: str = ""  # of an end: "released", "forced", "exit", "exec", "stolen", "session", "stopping"
+    sentence: str = ""
+    cpu: int | None = None
+    missed: int = 0
 
 
 class Closing(Notice, frozen=True, tag="closing"):

@@ -6,9 +6,11 @@ Everything the daemon knows of ZeroMQ's ways is here.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -24,8 +26,15 @@ from hwbpd.core.errors import BadMessage
 from hwbpd.peers import Connection, Peer
 from hwbpd.settings import Limits
 
+# As numbers: the operators of these enums cost more than what they ask for.
+EVENTS, POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+NOBLOCK, NOBLOCK_AND_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+
 OWN_ID_BYTES = 5  # a nought and a number: what a ROUTER calls those who do not name themselves
 HANDSHAKES = "inproc://zeromq.zap.01"  # where libzmq asks
+BACKLOG = 128
+SO_PASSRIGHTS = 83  # since Linux 6.16; Python 3.11 has no name for it
+
 LINGER_MS = 500  # how long the last notices may take on their way out
 
 
@@ -41,19 +50,23 @@ class Network(Protocol):
     """What the server needs of a transport."""
 
     def descriptors(self) -> Sequence[int]:
-        """To be polled. They are edge-triggered: ask ``has_news`` before sleeping on them."""
+        """To be polled, and ``woke`` told when one is ready. What waits for ``receive`` may need none: ``has_news``."""
+        ...
+
+    def woke(self, fd: int) -> None:
+        """A descriptor was reported ready; those of others are ignored."""
         ...
 
     def has_news(self) -> bool:
-        """Whether something waits to be received."""
+        """Whether something waits to be received; ask before sleeping."""
         ...
 
     def receive(self) -> Incoming | None:
         """Return the next message, or None; raises ``Unreadable`` for what cannot be one."""
         ...
 
-    def lost_connections(self) -> Iterator[int]:
-        """The descriptors of connections lost since the last call."""
+    def lost_connections(self, to_be_sure: bool = False) -> Iterator[int]:
+        """The descriptors of connections lost since the last call; ``woke`` says whether to look, but to be sure."""
         ...
 
     def identify(self, connection: Connection) -> Peer:
@@ -78,13 +91,36 @@ class Unreadable(Exception):
         self.why = why
 
 
+def _listener(path: Path, mode: int) -> int:
+    """
+    Return a listening socket of our own making; what is at ``path`` was left by a daemon that was killed.
+
+    The kernel is asked to refuse descriptors that a peer sends along, which libzmq would receive and drop: to drop the
+    last reference to somebody else's socket takes as long as its owner likes (SO_LINGER), and meanwhile nobody is
+    served. Linux before 6.16 cannot refuse them.
+
+    :raises OSError: when it cannot be made.
+    """
+    with socket.socket(socket.AF_UNIX) as listener:
+        with contextlib.suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+        path.unlink(missing_ok=True)
+        old_mask = os.umask(0o777 & ~mode)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(old_mask)
+        listener.listen(BACKLOG)
+        return listener.detach()
+
+
 class RouterNetwork:
     """
     A ZeroMQ ROUTER on ``ipc://path``.
 
     :param limits: what a peer may send, and how many messages may wait for it.
     :param mode: of the socket file: who may connect.
-    :raises zmq.ZMQError: when it cannot be bound.
+    :raises zmq.ZMQError: or ``OSError`` when it cannot be bound.
 
     Connections are told apart by ids that the ROUTER makes up, counting from a random number. A peer that names itself
     is refused when it speaks, but libzmq takes the name at once, and aborts the process when it later makes up that
@@ -111,42 +147,64 @@ class RouterNetwork:
             zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
         )
         self._connections = Connections(limits)
-        old_mask = os.umask(0o777 & ~mode)
+        self._monitor_woke = True  # what it had to tell before it is first asked wakes nobody
+        self._is_likely = False  # that a message can be received
+        self._is_empty = False  # for certain, until the ROUTER's descriptor says otherwise
+        self._router_fd, self._monitor_fd, self._handshakes_fd = (
+            int(one.getsockopt(zmq.FD)) for one in (self._router, self._monitor, self._handshakes)
+        )
         try:
+            self._router.setsockopt(zmq.USE_FD, _listener(path, mode))  # which is libzmq's from now on
             self._router.bind(f"ipc://{path}")
-        except zmq.ZMQError:
+        except (zmq.ZMQError, OSError):
             self.close()
             raise
-        finally:
-            os.umask(old_mask)
 
     def close(self) -> None:
         """Let the last messages go and remove the socket file."""
         self._router.disable_monitor()
-        for socket in (self._monitor, self._router, self._handshakes):
-            socket.close()
+        for one in (self._monitor, self._router, self._handshakes):
+            one.close()
         self._context.term()
         self._path.unlink(missing_ok=True)
 
     def descriptors(self) -> Sequence[int]:
-        return [int(socket.getsockopt(zmq.FD)) for socket in (self._router, self._monitor, self._handshakes)]
+        return self._router_fd, self._monitor_fd, self._handshakes_fd
+
+    def woke(self, fd: int) -> None:
+        if fd == self._router_fd:
+            self._is_empty = False
+            self._is_likely = True
+        elif fd == self._monitor_fd:
+            self._monitor_woke = True
+        elif fd == self._handshakes_fd:
+            self._answer_handshakes()
 
     def has_news(self) -> bool:
-        return any(map(_is_readable, (self._router, self._monitor, self._handshakes)))
+        # The ROUTER's descriptor is edge-triggered, and a send takes the edge away; so after one it must be asked. The
+        # other two sockets are read empty whenever they wake us.
+        return not self._is_empty and _is_readable(self._router)
 
     def receive(self) -> Incoming | None:
-        self._answer_handshakes()
-        try:
-            frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
-        except zmq.Again:
+        if self._is_empty:
             return None
-        routing_id = frames[0].bytes
-        if len(frames) != 2:
-            raise Unreadable(routing_id, BadMessage(f"a message is one frame, not {len(frames) - 1}"))
-        if len(routing_id) != OWN_ID_BYTES or _chose_its_id(frames[1]):
+        likely, self._is_likely = self._is_likely, False
+        if not likely and not _is_readable(self._router):  # to be told so by an exception costs three times that
+            self._is_empty = True
+            return None
+        try:
+            routing_id = self._router.recv(NOBLOCK)
+        except zmq.Again:
+            self._is_empty = True
+            return None
+        frame = self._router.recv(NOBLOCK, copy=False)
+        if frame.more:
+            frames = 1 + len(self._router.recv_multipart(NOBLOCK))
+            raise Unreadable(routing_id, BadMessage(f"a message is one frame, not {frames}"))
+        if len(routing_id) != OWN_ID_BYTES or _chose_its_id(frame):
             told_apart = "connections are told apart by ids of this daemon"
             raise Unreadable(routing_id, BadMessage(f"do not set ZMQ_ROUTING_ID: {told_apart}"))
-        return Incoming(routing_id, peers.connection_of(frames[1]), frames[1].bytes)
+        return Incoming(routing_id, peers.connection_of(frame), frame.bytes)
 
     def _answer_handshakes(self) -> None:
         while _is_readable(self._handshakes):
@@ -156,15 +214,17 @@ class RouterNetwork:
             status, text = (b"200", b"") if welcome else (b"300", b"too many new connections; try again in a second")
             self._handshakes.send_multipart((version, request_id, status, text, b"", b""))
 
-    def lost_connections(self) -> Iterator[int]:
+    def lost_connections(self, to_be_sure: bool = False) -> Iterator[int]:
         now_ns = self._clock.now_ns()
-        while _is_readable(self._monitor):
+        self._monitor_woke = self._monitor_woke or to_be_sure
+        while self._monitor_woke and _is_readable(self._monitor):
             message = recv_monitor_message(self._monitor, zmq.NOBLOCK)
             if message["event"] == zmq.EVENT_ACCEPTED:
                 self._connections.accepted(message["value"], now_ns)
             else:
                 self._connections.lost(message["value"])
                 yield message["value"]
+        self._monitor_woke = False
         self._connections.hang_up_on_silent(now_ns)
 
     def identify(self, connection: Connection) -> Peer:
@@ -175,8 +235,10 @@ class RouterNetwork:
         self._connections.hang_up_on_users()
 
     def send(self, routing_id: bytes, data: bytes) -> bool:
+        self._is_empty = False
         try:
-            self._router.send_multipart((routing_id, data), zmq.NOBLOCK)
+            self._router.send(routing_id, NOBLOCK_AND_MORE)
+            self._router.send(data, NOBLOCK)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -200,5 +262,5 @@ def _chose_its_id(frame: zmq.Frame) -> bool:
         return False
 
 
-def _is_readable(socket: zmq.Socket[bytes]) -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+def _is_readable(one: zmq.Socket[bytes]) -> bool:
+    return bool(int(one.getsockopt(EVENTS)) & POLLIN)

@@ -2,10 +2,12 @@
 Bounded, numbered, lossy-with-count sending to sessions.
 
 The transport takes SNDHWM messages for a connection. What finds no room there waits here, in order, and is sent as soon
-as there is some: a slow reader never slows another. Hits that wait are joined into larger messages; they may wait up to
-``hits_bytes_max`` for a session, and beyond that they are dropped and counted, here and now. Replies and other notices
-must not be lost: ``messages_max`` of them may wait, and a client that lets more pile up has stopped reading and is
-disconnected.
+as there is some: a slow reader never slows another. Hits that wait are joined into larger messages, though not larger
+than ``hits_bytes_per_message``, as a transport may bound what one message is; they may wait up to
+``hits_bytes_max`` for a session, and beyond that they are dropped and counted, here and now. Of the decisions that a
+session follows ``DECISIONS_WAITING_MAX`` may wait, and more are dropped and counted: as one of them waits then, a
+message is to come that tells the count. Replies and other notices must not be lost: ``messages_max`` of them may wait,
+and a client that lets more pile up has stopped reading and is disconnected.
 """
 
 from __future__ import annotations
@@ -17,8 +19,14 @@ import msgspec
 
 from hwbpd import wire
 from hwbpd.core.model import Claim
-from hwbpd.messages import Hits, Notice, Reply
+from hwbpd.messages import Decision, Hits, Notice, Reply
 from hwbpd.sessions import Session
+from hwbpd.settings import Rings
+
+HITS_BYTES_PER_MESSAGE = Rings().bytes_per_message
+
+
+DECISIONS_WAITING_MAX = 64  # per connection
 
 
 class Transport(Protocol):
@@ -45,30 +53,40 @@ class Flow:
 class _WaitingHits:
     """Hits of one claim that wait; later ones join them as long as nothing else came between."""
 
-    __slots__ = ("count", "flow", "records")
+    __slots__ = ("bytes", "count", "flow", "records")
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.count = 0
+        self.bytes = 0
         self.records: list[bytes] = []
 
 
 class _Queue:
     """What waits for one connection, of one session or of two that follow each other on it."""
 
-    __slots__ = ("hits_bytes", "items", "messages")
+    __slots__ = ("decisions", "hits_bytes", "items", "messages")
 
     def __init__(self) -> None:
         self.items: deque[tuple[Session | None, Reply | Notice | _WaitingHits]] = deque()
-        self.messages = 0  # of items, those that are not hits
+        self.messages = 0  # of items, those that must not be lost: neither hits nor decisions
+        self.decisions = 0  # of items
         self.hits_bytes = 0
 
 
 class Outbox:
     """The way to the clients."""
 
-    def __init__(self, transport: Transport, *, messages_max: int, hits_bytes_max: int) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        messages_max: int,
+        hits_bytes_max: int,
+        hits_bytes_per_message: int = HITS_BYTES_PER_MESSAGE,
+    ) -> None:
         self._transport = transport
+        self._hits_bytes_per_message = hits_bytes_per_message
         self._messages_max = messages_max
         self._hits_bytes_max = hits_bytes_max
         self._queues: dict[bytes, _Queue] = {}  # per routing id, where something waits
@@ -95,6 +113,19 @@ class Outbox:
         if queue.messages == self._messages_max + 1:
             self.overrun.append(session)
 
+    def send_decision(self, session: Session, decision: Decision) -> None:
+        """Send a decision, or let it wait, or drop it; ``session.decisions_missed`` counts those dropped."""
+        queue = self._queues.get(session.routing_id)
+        if queue is None:
+            if self._transmit(session.routing_id, session, decision):
+                return
+            queue = self._queues[session.routing_id] = _Queue()
+        if queue.decisions >= DECISIONS_WAITING_MAX:
+            session.decisions_missed += 1
+            return
+        queue.items.append((session, decision))
+        queue.decisions += 1
+
     def reply_to_stranger(self, routing_id: bytes, reply: Reply) -> None:
         """Send a reply to somebody without a session, behind what waits for it; dropped if there is no room."""
         queue = self._queues.get(routing_id)
@@ -117,10 +148,15 @@ class Outbox:
             flow.dropped += count
             return
         last = queue.items[-1][1] if queue.items else None
-        if not (isinstance(last, _WaitingHits) and last.flow is flow):
+        if not (
+            isinstance(last, _WaitingHits)
+            and last.flow is flow
+            and last.bytes + len(records) <= self._hits_bytes_per_message
+        ):
             last = _WaitingHits(flow)
             queue.items.append((session, last))
         last.count += count
+        last.bytes += len(records)
         last.records.append(records)
         queue.hits_bytes += len(records)
         flow.delivered += count
@@ -155,7 +191,10 @@ class Outbox:
         else:
             if not self._transmit(routing_id, session, first):
                 return False
-            queue.messages -= 1
+            if isinstance(first, Decision):
+                queue.decisions -= 1
+            else:
+                queue.messages -= 1
         queue.items.popleft()
         return True
 
@@ -164,6 +203,8 @@ class Outbox:
             return self._transport.send(routing_id, wire.encode(message))
         assert session is not None
         numbered = msgspec.structs.replace(message, n=session.notices_sent + 1)
+        if isinstance(numbered, Decision):
+            numbered = msgspec.structs.replace(numbered, missed=session.decisions_missed)
         if not self._transport.send(routing_id, wire.encode(numbered)):
             return False
         session.notices_sent += 1

@@ -61,17 +61,35 @@ def identify(connection: Connection) -> Peer:
         # A copy, because libzmq may close its descriptor at any time and the number be used again. It must not live
         # long: as long as it is open, the other end does not see ours close.
         with copy_of(connection.fd) as copy:
-            pid, uid, gid = credentials_of(copy)
-            pidfd = _pidfd_of(copy, pid)
+            peer = at_other_end(copy)
     except OSError as why:
-        raise NotPermitted(f"the kernel does not say who you are ({why.strerror}); connect again") from None
+        raise _unknown(why) from None
+    if connection.address.rsplit(":", 3)[1:] != [str(peer.uid), str(peer.gid), str(peer.pid)]:
+        close(peer)
+        raise NotPermitted("your connection has changed hands; connect again")
+    return peer
+
+
+def at_other_end(connection: socket.socket) -> Peer:
+    """
+    Return the process at the other end of a socket; its ``pidfd`` then belongs to the caller.
+
+    :raises NotPermitted: when the kernel cannot vouch for it.
+    """
     try:
-        if connection.address.rsplit(":", 3)[1:] != [str(uid), str(gid), str(pid)]:
-            raise NotPermitted("your connection has changed hands; connect again")
+        pid, uid, gid = credentials_of(connection)
+        pidfd = _pidfd_of(connection, pid)
+    except OSError as why:
+        raise _unknown(why) from None
+    try:
         return Peer(pid, uid, gid, _comm(pid, pidfd), pidfd)
     except NotPermitted:
         os.close(pidfd)
         raise
+
+
+def _unknown(why: OSError) -> NotPermitted:
+    return NotPermitted(f"the kernel does not say who you are ({why.strerror}); connect again")
 
 
 def credentials_of(connection: socket.socket) -> tuple[int, int, int]:

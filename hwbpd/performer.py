@@ -1,15 +1,16 @@
 """
 Carries out effects on the machine, the routes and the outbox; what comes of one is the event it returns.
 
-One line of log per decision, with the claim, its owner and the reason.
+Each decision is told once, with the claim, its owner and the reason (``followers.py``).
+
+The status page hears of a resource before the machine does when it is to report, and after it when it is not to any
+more: whoever reads there may be told too early or too long, and never too late.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
-
-import structlog
 
 from hwbpd.attribution import Attribution, Place
 from hwbpd.clock import Clock
@@ -48,6 +49,7 @@ from hwbpd.core.events import (
     RearmFailed,
 )
 from hwbpd.core.model import Claim, Delivery, Totals
+from hwbpd.followers import Decisions
 from hwbpd.hits import Hits
 from hwbpd.hookspecs import ArmError, Machine
 from hwbpd.messages import (
@@ -65,8 +67,7 @@ from hwbpd.messages import (
 from hwbpd.outbox import Outbox
 from hwbpd.rights import Rights
 from hwbpd.sessions import Session, Sessions
-
-log = structlog.get_logger("hwbpd")
+from hwbpd.status_page import StatusPage
 
 
 class Watch(Protocol):
@@ -91,8 +92,10 @@ class Performer:
         sessions: Sessions,
         rights: Rights,
         outbox: Outbox,
+        decisions: Decisions,
         hits: Hits,
         attribution: Attribution,
+        page: StatusPage,
         watch: Watch,
         clock: Clock,
         later: Callable[[AnyEvent], None],
@@ -119,8 +122,10 @@ class Performer:
         self._attribution = attribution
         self._later = later
         self._machine = machine
+        self._page = page
         self._sessions = sessions
         self._outbox = outbox
+        self._decisions = decisions
         self._hits = hits
         self._watch = watch
         self._clock = clock
@@ -146,10 +151,12 @@ class Performer:
     def _silence(self, effect: Silence) -> None:
         for resource_id in effect.resource_ids:
             self._machine.silence(resource_id)
+            self._page.clear_armed(resource_id)
 
     def _drop_leg(self, effect: DropLeg) -> None:
         self._watch.end(effect.resource_id)
         self._machine.drop_cpu(effect.resource_id, effect.cpu)
+        self._page.clear_on(effect.resource_id, effect.cpu)
         self._watch_anew(effect.resource_id)
 
     def _rearm_done(self, effect: RearmDone) -> None:
@@ -158,13 +165,14 @@ class Performer:
     def _arm(self, effect: Arm) -> AnyEvent:
         claim = effect.claim
         armed: list[int] = []
+        for resource in effect.resources:
+            self._page.show(resource)
         try:
             for resource in effect.resources:
                 self._machine.arm(resource.resource_id, resource.piece, resource.target, resource.mode)
                 armed.append(resource.resource_id)
         except ArmError as refusal:
-            for resource_id in armed:
-                self._machine.disarm(resource_id)
+            self._undo(effect, armed)
             return ArmFailed(
                 self._clock.now_ns(),
                 claim.claim_id,
@@ -179,16 +187,22 @@ class Performer:
             if session is not None:
                 self._rights.still_may(session.peer, claim)
         except HwbpError as refusal:
-            for resource_id in armed:
-                self._machine.disarm(resource_id)
+            self._undo(effect, armed)
             now_ns = self._clock.now_ns()
             return ArmFailed(now_ns, claim.claim_id, refusal.errno, None, None, sentence=str(refusal))
         return Armed(self._clock.now_ns(), claim.claim_id)
+
+    def _undo(self, effect: Arm, armed: Sequence[int]) -> None:
+        for resource_id in armed:
+            self._machine.disarm(resource_id)
+        for resource in effect.resources:
+            self._page.clear(resource.resource_id)
 
     def _rearm(self, effect: Rearm) -> AnyEvent:
         failed = 0
         for resource_id in effect.resource_ids:
             self._watch.end(resource_id)
+            self._page.show_armed(resource_id)
             try:
                 self._machine.rearm(resource_id, effect.fuse_hits)
             except ArmError as refusal:
@@ -200,9 +214,11 @@ class Performer:
 
     def _add_leg(self, effect: AddLeg) -> AnyEvent:
         self._watch.end(effect.resource_id)
+        self._page.show_on(effect.resource_id, effect.cpu)
         try:
             self._machine.add_cpu(effect.resource_id, effect.cpu)
         except ArmError as refusal:
+            self._page.clear_on(effect.resource_id, effect.cpu)
             return LegRefused(self._clock.now_ns(), effect.resource_id, effect.cpu, refusal.errno)
         finally:
             self._watch_anew(effect.resource_id)
@@ -218,11 +234,15 @@ class Performer:
 
     def _tell(self, effect: Tell) -> None:
         claim = effect.claim
-        log.info(
+        self._decisions.tell(
             str(effect.change),
+            claim.owner,
+            effect.sentence,
             claim_id=claim.claim_id,
-            owner=str(claim.owner),
-            reason=effect.sentence,
+            about=describe(claim),
+            kind=claim.kind,
+            label=claim.label,
+            cpu=effect.cpu,
         )
         owner = self._sessions.of(claim.owner.session_id)
         if owner is None:
@@ -242,6 +262,7 @@ class Performer:
         for resource_id in effect.resource_ids:
             self._watch.end(resource_id)
             batch, totals = self._machine.disarm(resource_id)
+            self._page.clear(resource_id)
             self._hits.deliver(resource_id, batch)
             hits += totals.hits
             lost += totals.lost
@@ -249,14 +270,6 @@ class Performer:
 
     def _grant(self, effect: Grant) -> None:
         claim = effect.claim
-        log.info(
-            "granted",
-            claim_id=claim.claim_id,
-            owner=str(claim.owner),
-            uid=claim.owner.uid,
-            claim=describe(claim),
-            label=claim.label,
-        )
         pieces = [
             PieceRow(piece.span.address, piece.span.length_bytes, piece.access.letters, piece.pool)
             for piece in effect.plan.pieces
@@ -264,16 +277,20 @@ class Performer:
         guard = claim.mode.fuse_hits
         reply = Granted(effect.request_id, claim.claim_id, pieces, claim.mode.ring_bytes, str(claim.kind), guard)
         self._reply(claim.owner.session_id, reply)
+        # Here and below, the others are told while the answer is on its way: nobody needs to wait for that.
+        self._decisions.tell(
+            "granted",
+            claim.owner,
+            claim_id=claim.claim_id,
+            about=describe(claim),
+            kind=claim.kind,
+            label=claim.label,
+        )
 
     def _refuse(self, effect: Refuse) -> None:
         error = effect.error
-        log.info(
-            "refused",
-            claim_id=effect.claim_id,
-            owner=str(effect.to),
-            uid=effect.to.uid,
-            errno=error.errno_name,
-            reason=str(error),
+        self._decisions.tell(
+            "refused", effect.to, str(error), claim_id=effect.claim_id, errno=error.errno_name
         )
         self._reply(
             effect.to.session_id,
@@ -283,17 +300,6 @@ class Performer:
     def _ended(self, effect: Ended) -> None:
         claim, totals = effect.claim, effect.totals
         flow = self._hits.flow(claim.claim_id)
-        log.info(
-            "ended",
-            claim_id=claim.claim_id,
-            owner=str(claim.owner),
-            how=str(effect.how),
-            reason=effect.sentence,
-            hits=totals.hits,
-            delivered=flow.delivered,
-            lost=totals.lost,
-            dropped=flow.dropped,
-        )
         if claim.mode.delivery is Delivery.HITS:
             assert totals.hits == flow.delivered + flow.dropped + flow.filtered + totals.lost, (claim, totals)
         if effect.how in {End.FORCED, End.EXIT, End.EXEC, End.STOLEN}:
@@ -313,6 +319,20 @@ class Performer:
                     flow.filtered,
                 ),
             )
+        self._decisions.tell(
+            "ended",
+            claim.owner,
+            effect.sentence,
+            claim_id=claim.claim_id,
+            about=describe(claim),
+            kind=claim.kind,
+            label=claim.label,
+            how=str(effect.how),
+            hits=totals.hits,
+            delivered=flow.delivered,
+            lost=totals.lost,
+            dropped=flow.dropped,
+        )
         self._hits.forget(claim.claim_id)
 
     def _lost(self, claim: Claim, reason: str, sentence: str, totals: Totals, cpu: int | None = None) -> Lost:

@@ -63,6 +63,10 @@ class Plugins:
                     reasons.append(f"{factory.name}: {why}")
         raise NotSupported("no real machine here: " + ("; ".join(reasons) or "no plugin brings one"))
 
+    def is_real(self, asked: str) -> bool:
+        """Whether the machine that ``machine`` builds for that name has registers."""
+        return asked == "auto" or self.machines[asked].real
+
     def backend(self, facts: CpuFacts) -> Backend:
         """Build the backend for an architecture; raises ``NotSupported`` when no plugin brings one."""
         for factory in self.backends.values():

@@ -1,7 +1,8 @@
 """
-Hit records that not everybody may see as they are. Layout: docs/protocol.md, "Hit records".
+Hit records that cannot go out as they are. Layout: docs/protocol.md, "Hit records".
 
-Most hits go through the daemon unread; only those of filtered claims and of owners without privileges come here.
+Most hits go through the daemon unread; only those of filtered claims, of owners without privileges, and those that are
+too many for one message come here.
 """
 
 from __future__ import annotations
@@ -37,3 +38,17 @@ def without_kernel_addresses(records: bytes) -> bytes:
         if mode == _MODE_KERNEL:
             hidden[offset + _IP_OFFSET : offset + _IP_OFFSET + 8] = _NO_IP
     return bytes(hidden)
+
+
+def parts(records: bytes, count: int, bytes_most: int) -> Iterator[tuple[bytes, int]]:
+    """Yield the records in pieces of whole ones, each with how many they are; a longer piece is a single record."""
+    if len(records) <= bytes_most:
+        yield records, count
+        return
+    start = in_part = 0
+    for offset, _, size, _ in _each(records):
+        if in_part and offset + size - start > bytes_most:
+            yield records[start:offset], in_part
+            start, in_part = offset, 0
+        in_part += 1
+    yield records[start:], in_part

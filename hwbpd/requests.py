@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import structlog
-
 from hwbpd import messages
 from hwbpd.attribution import Attribution, Place
 from hwbpd.core.admission import fits
@@ -17,7 +15,9 @@ from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.errors import Holder, HwbpError, LimitReached, NotPermitted
 from hwbpd.core.events import AnyEvent, ClaimRequested, RearmRequested, ReleaseRequested
 from hwbpd.core.model import Target
+from hwbpd.enabled import Enabled
 from hwbpd.fitting import Fitted, fit
+from hwbpd.followers import Decisions
 from hwbpd.hookspecs import Backend, Machine
 from hwbpd.messages import PieceRow
 from hwbpd.outbox import Outbox
@@ -25,8 +25,6 @@ from hwbpd.rights import Rights
 from hwbpd.sessions import Session, Sessions
 from hwbpd.settings import Settings
 from hwbpd.views import Views
-
-log = structlog.get_logger("hwbpd")
 
 ROOT = 0
 
@@ -42,8 +40,10 @@ class Requests:
         backend: Backend,
         sessions: Sessions,
         outbox: Outbox,
+        decisions: Decisions,
         rights: Rights,
         attribution: Attribution,
+        enabled: Enabled,
         views: Views,
         settings: Settings,
         feed: Callable[[AnyEvent], None],
@@ -53,8 +53,10 @@ class Requests:
         self._backend = backend
         self._sessions = sessions
         self._outbox = outbox
+        self._decisions = decisions
         self._rights = rights
         self._attribution = attribution
+        self._enabled = enabled
         self._views = views
         self._settings = settings
         self._feed = feed
@@ -80,6 +82,11 @@ class Requests:
                 return self._views.capabilities(request)
             case messages.Why():
                 return self._views.why(request, session.owner, session.privileged)
+            case messages.Thread() | messages.Enabled():
+                return self._enabled.answer(session, request)
+            case messages.Follow():
+                self._decisions.follow(session)
+                return messages.FollowingReply(request.id)
             case messages.Goodbye():
                 return messages.Bye(request.id)
         return None
@@ -98,13 +105,14 @@ class Requests:
             fitted, privileged = self._fitted(session, request)
             self._check_limits(session, fitted)
         except HwbpError as refusal:
-            log.info(
+            self._decisions.tell(
                 "refused",
-                owner=str(session.owner),
-                uid=session.owner.uid,
-                claim=_asked_for(request),
+                session.owner,
+                str(refusal),
+                about=_asked_for(request),
+                kind=request.kind,
+                label=request.label,
                 errno=refusal.errno_name,
-                reason=str(refusal),
             )
             raise
         self._feed(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from hwbpd import credentials
 from hwbpd.core.errors import NotPermitted
-from hwbpd.core.model import Claim, Kind, Mode, Span, Target
+from hwbpd.core.model import Claim, Kind, Mode, Span, Target, Task
 from hwbpd.credentials import Credentials
 from hwbpd.hookspecs import Machine
 from hwbpd.peers import Peer
@@ -54,6 +54,13 @@ class Rights:
         """The same, once its slots are taken; whoever could not be refused before cannot be now."""
         if not (claim.privileged or claim.target.is_cpu_wide):
             self.may_claim(peer, claim.target, claim.span, claim.mode)
+
+    def may_ask_about(self, peer: Peer, task: Task, of_any: bool = False) -> None:
+        """Return if that is a thread of this very process, or ``of_any``, and known to it by that number."""
+        if not self._credentials(peer).in_our_pid_namespace:
+            raise NotPermitted("you are in another pid namespace: your thread ids name other threads here")
+        if not of_any and (task.process is None or task.process.pid != peer.pid):
+            raise NotPermitted(f"tid {task.tid} is no thread of yours, pid {peer.pid}")
 
     def kind_served(self, wanted: Kind, privileged: bool) -> Kind:
         """A kind is a request."""

@@ -14,6 +14,7 @@ told "granted" before the kernel has said so.
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 
 import structlog
 
@@ -21,6 +22,7 @@ from hwbpd import messages, peers, wire
 from hwbpd.attribution import Attribution
 from hwbpd.clock import Clock
 from hwbpd.core.arbiter import Arbiter
+from hwbpd.core.effects import Effect
 from hwbpd.core.errors import HwbpError, LimitReached, NotPermitted, RequestExpired, Stale, VersionMismatch
 from hwbpd.core.events import (
     AnyEvent,
@@ -33,6 +35,8 @@ from hwbpd.core.events import (
     Tick,
 )
 from hwbpd.drains import Drains
+from hwbpd.enabled import Enabled
+from hwbpd.followers import Decisions
 from hwbpd.hits import Hits
 from hwbpd.hookspecs import Backend, Machine, TargetEnd
 from hwbpd.memory import MemoryWatch
@@ -44,6 +48,7 @@ from hwbpd.requests import ROOT, Requests
 from hwbpd.rights import Rights
 from hwbpd.sessions import Session, Sessions
 from hwbpd.settings import Settings
+from hwbpd.status_page import StatusPage
 from hwbpd.views import Views
 
 log = structlog.get_logger("hwbpd")
@@ -70,16 +75,20 @@ class Server:
         rights: Rights,
         attribution: Attribution,
         outbox: Outbox,
+        page: StatusPage,
         settings: Settings,
         clock: Clock,
         epoch: int,
     ) -> None:
         self._network = network
         self._arbiter = arbiter
+        self._step: Callable[[AnyEvent], list[Effect]] = arbiter.step
         self._machine = machine
         self._backend = backend
         self._sessions = sessions
         self._outbox = outbox
+        self._page = page
+        self._decisions = Decisions(outbox, clock, settings.limits.followers_per_uid)
         self._settings = settings
         self._clock = clock
         self._epoch = epoch
@@ -94,8 +103,10 @@ class Server:
             sessions=sessions,
             rights=rights,
             outbox=outbox,
+            decisions=self._decisions,
             hits=self._hits,
             attribution=self._attribution,
+            page=page,
             watch=self._drains,
             clock=clock,
             later=self._pending.append,
@@ -106,8 +117,10 @@ class Server:
             backend=backend,
             sessions=sessions,
             outbox=outbox,
+            decisions=self._decisions,
             rights=rights,
             attribution=self._attribution,
+            enabled=Enabled(page, machine, arbiter.books.possible, rights, sessions, settings.limits.threads_per_uid),
             views=Views(arbiter, self._hits, machine, backend, settings),
             settings=settings,
             feed=self.feed,
@@ -137,7 +150,9 @@ class Server:
         ready = [fd for fd, _ in self._epoll.poll(wait_s)]
         if self._stop_fd in ready:
             return False
+        self._page.beat(self._clock.now_ns())  # before anybody can have been answered, and asks the page
         for fd in ready:
+            self._network.woke(fd)
             session = self._sessions.of_process(fd)
             if session is not None:
                 self._end_session(session, "its process ended")
@@ -159,7 +174,8 @@ class Server:
         if deadline_ns is not None and deadline_ns <= now_ns:
             self.feed(Tick(now_ns))
         self._step_pending()
-        self._outbox.flush()
+        if self._outbox.is_waiting:
+            self._outbox.flush()
         self._disconnect_overrun()
         return True
 
@@ -170,7 +186,7 @@ class Server:
 
     def _step_pending(self) -> None:
         while self._pending:
-            for effect in self._arbiter.step(self._pending.pop(0)):
+            for effect in self._step(self._pending.pop(0)):
                 outcome = self._performer.perform(effect)
                 if outcome is not None:
                     self._pending.append(outcome)
@@ -178,7 +194,7 @@ class Server:
     def _wait_s(self) -> float:
         """How long nothing needs to be done unless a descriptor says so."""
         now_ns = self._clock.now_ns()
-        wait_s = self._drains.wait_s(now_ns)
+        wait_s = min(self._drains.wait_s(now_ns), max(0, self._page.next_beat_ns - now_ns) / 1e9)
         deadline_ns = self._arbiter.next_deadline_ns()
         if deadline_ns is not None:
             wait_s = min(wait_s, max(0, deadline_ns - now_ns) / 1e9)
@@ -186,6 +202,7 @@ class Server:
 
     def stop(self) -> None:
         """End every claim and tell every session."""
+        self._page.stop()
         self.feed(Stopping(self._clock.now_ns(), "the daemon is stopping"))
         for session in self._sessions:
             self._close_session(session, "the daemon is stopping; every claim is released")
@@ -218,20 +235,20 @@ class Server:
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
-    def _end_lost_sessions(self) -> None:
+    def _end_lost_sessions(self, to_be_sure: bool = False) -> None:
         """
         End the sessions of lost connections.
 
         Also done right before a session begins: libzmq tells of the end of one connection before it delivers anything
         of a later one that got the same descriptor, so what is read after that is never about an earlier one.
         """
-        for fd in self._network.lost_connections():
+        for fd in self._network.lost_connections(to_be_sure):
             session = self._sessions.on_connection(fd)
             if session is not None:
                 self._end_session(session, "its connection was lost")
 
     def _begin_session(self, routing_id: bytes, connection: Connection, hello: messages.Hello) -> Session:
-        self._end_lost_sessions()
+        self._end_lost_sessions(to_be_sure=True)
         if hello.version != messages.PROTOCOL_VERSION:
             speaks = messages.PROTOCOL_VERSION
             raise VersionMismatch(f"you speak version {hello.version} of the protocol, this daemon version {speaks}")
@@ -250,7 +267,7 @@ class Server:
         session = self._sessions.open(routing_id, connection, peer)
         session.privileged = privileged
         self._epoll.register(peer.pidfd, select.EPOLLIN)
-        log.info("session", owner=str(session.owner), uid=peer.uid, session=session.session_id, client=hello.client)
+        self._decisions.tell("session", session.owner, label=hello.client)
         return session
 
     def _check_sessions_of(self, uid: int) -> None:
@@ -259,12 +276,14 @@ class Server:
             raise LimitReached(f"uid {uid} has {open_now} sessions; more are not allowed (limits.sessions_per_uid)")
 
     def _end_session(self, session: Session, reason: str, still_reads: bool = False) -> None:
+        self._decisions.forget(session)
+        self._page.unregister_all(session.session_id)
         self.feed(SessionEnded(self._clock.now_ns(), session.session_id, reason))
         if not still_reads:
             self._outbox.forget(session)
         self._epoll.unregister(session.peer.pidfd)
         self._sessions.close(session)
-        log.info("session over", owner=str(session.owner), session=session.session_id, reason=reason)
+        self._decisions.tell("session over", session.owner, reason)
 
     def _close_session(self, session: Session, sentence: str) -> None:
         """End a session from our side, and say so."""
@@ -287,7 +306,7 @@ class Server:
             try:
                 incoming = self._network.receive()
             except Unreadable as message:
-                self._send(message.routing_id, _error(0, message.why))
+                self._turn_away(message)
                 continue
             if incoming is None:
                 return
@@ -300,6 +319,9 @@ class Server:
             reply = _error(wire.request_id(incoming.data), refusal)
         if reply is not None:
             self._send(incoming.routing_id, reply)
+
+    def _turn_away(self, message: Unreadable) -> None:
+        self._send(message.routing_id, _error(0, message.why))
 
     def _send(self, routing_id: bytes, reply: messages.Reply) -> None:
         session = self._sessions.on_route(routing_id)

@@ -18,7 +18,7 @@ from hwbpd.peers import Connection, Peer
 class Session:
     """One connection and the process behind it."""
 
-    __slots__ = ("connection", "notices_sent", "owner", "peer", "privileged", "routing_id")
+    __slots__ = ("connection", "decisions_missed", "notices_sent", "owner", "peer", "privileged", "routing_id")
 
     def __init__(self, session_id: int, routing_id: bytes, connection: Connection, peer: Peer) -> None:
         self.owner = Owner(session_id, peer.pid, peer.uid, peer.gid, peer.comm)
@@ -26,6 +26,7 @@ class Session:
         self.connection = connection
         self.peer = peer
         self.notices_sent = 0
+        self.decisions_missed = 0  # of a follower: for want of room on the way to it
         self.privileged = False  # at hello: may look at what others hold and release it; claims are asked about anew
 
     @property

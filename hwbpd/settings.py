@@ -27,6 +27,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     legs_per_uid: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
     sessions: Annotated[int, Meta(ge=1, le=100_000)] = 1000
     sessions_per_uid: Annotated[int, Meta(ge=1, le=100_000)] = 64
+    followers_per_uid: Annotated[int, Meta(ge=1, le=100_000)] = 8
+    threads_per_uid: Annotated[int, Meta(ge=1, le=8192)] = 1024
     connections_per_uid: Annotated[int, Meta(ge=1, le=100_000)] = 128
     memory_bytes: Annotated[int, Meta(ge=64 * MIB, le=2**50)] = 1024 * MIB
     connections_per_uid_per_s: Annotated[int, Meta(ge=1, le=100_000)] = 20
@@ -39,7 +41,7 @@ class Rings(Struct, frozen=True, forbid_unknown_fields=True):
 
     bytes_default: Annotated[int, Meta(ge=4096, le=1024 * MIB)] = 256 * 1024
     bytes_max: Annotated[int, Meta(ge=4096, le=1024 * MIB)] = 8 * MIB
-    bytes_per_message: Annotated[int, Meta(ge=4096, le=16 * MIB)] = 128 * 1024
+    bytes_per_message: Annotated[int, Meta(ge=4096, le=MIB // 2)] = 128 * 1024
 
 
 class Guard(Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +49,23 @@ class Guard(Struct, frozen=True, forbid_unknown_fields=True):
 
     hits_per_s: Annotated[int, Meta(ge=0, le=10**9)] = 10_000
     rearm_after_s: Annotated[float, Meta(ge=0, le=86400)] = 0.0
+
+
+class Metrics(Struct, frozen=True, forbid_unknown_fields=True):
+    """For a Prometheus server, or whatever else reads OpenMetrics."""
+
+    listen: Annotated[str, Meta(pattern=r"^(unix:/.{1,100}|[^/]{1,253}:[0-9]{1,5})?$")] = ""  # empty: nowhere
+
+
+class Sim(Struct, frozen=True, forbid_unknown_fields=True):
+    """The simulated machine, and what runs on it by itself."""
+
+    cpus: Annotated[int, Meta(ge=1, le=8192)] = 4
+    seed: Annotated[int, Meta(ge=0, le=2**62)] = 1
+    processes: Annotated[int, Meta(ge=0, le=4000)] = 3
+    threads: Annotated[int, Meta(ge=1, le=1000)] = 2
+    accesses_per_s: Annotated[int, Meta(ge=0, le=100_000)] = 20
+    outsider_slots: Annotated[int, Meta(ge=0, le=16)] = 0
 
 
 def _check_rings(rings: Rings) -> None:
@@ -58,17 +77,26 @@ def _check_rings(rings: Rings) -> None:
         raise msgspec.ValidationError("more than `$.rings.bytes_max` - at `$.rings.bytes_default`")
 
 
+def _check_metrics(metrics: Metrics) -> None:
+    port = metrics.listen.rpartition(":")[2]
+    if port.isdecimal() and int(port) > 65535:
+        raise msgspec.ValidationError(f"there is no port {port} - at `$.metrics.listen`")
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """All of it."""
 
     socket: str = ""  # empty: $HWBPD_SOCKET, $XDG_RUNTIME_DIR/hwbpd/hwbpd.sock, /run/hwbpd/hwbpd.sock
     socket_mode: Annotated[str, Meta(pattern="^0[0-7]{3}$")] = "0666"
+    fast_socket: bool = True
     machine: str = "auto"
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     limits: Limits = Limits()
     rings: Rings = Rings()
     guard: Guard = Guard()
+    sim: Sim = Sim()
+    metrics: Metrics = Metrics()
 
 
 class BadSettings(Exception):
@@ -87,9 +115,25 @@ def load(path: Path | None) -> Settings:
         with path.open("rb") as file:
             settings = msgspec.convert(tomllib.load(file), Settings)
             _check_rings(settings.rings)
+            _check_metrics(settings.metrics)
             return settings
     except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as why:
         raise BadSettings(f"{path}: {why}") from None
+
+
+def with_cpus(settings: Settings, cpus: int) -> Settings:
+    """
+    Return the settings with another number of simulated CPUs.
+
+    :raises BadSettings: when there cannot be so many, or another machine is asked for, whose CPUs are what they are.
+    """
+    if settings.machine != "sim":
+        raise BadSettings(f"--cpus is for --machine sim; the machine asked for is {settings.machine!r}")
+    try:
+        asked = msgspec.structs.replace(settings.sim, cpus=cpus)
+        return msgspec.structs.replace(settings, sim=msgspec.convert(msgspec.to_builtins(asked), Sim))
+    except msgspec.ValidationError as why:
+        raise BadSettings(f"--cpus {cpus}: {why}") from None
 
 
 def socket_path(asked: str) -> Path:

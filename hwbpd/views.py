@@ -71,7 +71,7 @@ class Views:
             pools={str(pool): slots for pool, slots in self._backend.slots().items()},
             cpus_possible=sorted(self._books.possible),
             cpus_online=sorted(self._books.online),
-            registers=self._backend.describe(),
+            registers=self._registers(),
             limits={
                 **msgspec.structs.asdict(limits),
                 "ring_bytes_default": rings.bytes_default,
@@ -79,6 +79,11 @@ class Views:
                 "guard_hits_per_s": self._settings.guard.hits_per_s,
             },
         )
+
+    def _registers(self) -> dict[str, object]:
+        """What the backend says, and what is to be known of the machine before it."""
+        described = self._backend.describe()
+        return {**described, "notes": [*self._machine.notes(), *described["notes"]]}
 
     def counts(self, request: Counts, asking: Owner, privileged: bool) -> CountsReply:
         """The counts of a claim so far; raises ``NoSuchClaim``, and ``NotPermitted`` for somebody else's."""

@@ -17,7 +17,8 @@ from typing import Any
 
 import msgspec
 
-from hwbpd.attribution import Answer, Attribution, Place, holder_of
+from hwbpd import page_layout
+from hwbpd.attribution import Answer, Attribution, Place, holder_of, nobody_counts
 from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.errors import NotPermitted, TargetGone
 from hwbpd.core.model import Access, Claim, Delivery, Mode, Piece, Plan, Pool, Process, Span, Target, Task, Totals
@@ -29,6 +30,7 @@ from hwbpd.rights import Rights
 from hwbpd.server import Server
 from hwbpd.sessions import Sessions
 from hwbpd.settings import Settings
+from hwbpd.status_page import StatusPage
 from tests.slow_model import ANY_CPU, Event, SlowBooks
 
 ROOT = 0
@@ -189,6 +191,9 @@ class FakeMachine:
 
     # --- the contract ------------------------------------------------------------------------------------------------
 
+    def notes(self) -> Sequence[str]:
+        return ()
+
     def topology(self) -> Topology:
         return Topology(self.kernel.possible, self.kernel.online)
 
@@ -330,6 +335,12 @@ class FakeRights(Rights):
         self.forbidden |= self.about_to_exec.intersection(self._tids(claim.target))
         super().still_may(peer, claim)
 
+    def may_ask_about(self, peer: Peer, task: Task, of_any: bool = False) -> None:
+        if of_any:
+            return
+        if task.process is None or task.process.pid != peer.pid:
+            raise NotPermitted(f"tid {task.tid} is no thread of yours, pid {peer.pid}")
+
     def may_claim(self, peer: Peer, target: Target, span: Span, mode: Mode) -> None:
         if peer.uid in self.privileged_uids:
             return
@@ -349,6 +360,7 @@ class LaterAttribution(Attribution):
     def __init__(self, machine: FakeMachine) -> None:
         self.is_looking = False
         self.looked_at: list[Place] = []
+        self.looked = nobody_counts
         self._fake = machine
         self._asked: deque[tuple[Sequence[Place], Answer]] = deque()
         self._news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -363,7 +375,11 @@ class LaterAttribution(Attribution):
         while self._asked and not self.is_looking:
             places, answer = self._asked.popleft()
             self.looked_at += places
-            found = [one for place in places for one in self._fake.foreign(place.pool, place.target, place.cpu)]
+            found: list[Foreign] = []
+            for place in places:
+                there = self._fake.foreign(place.pool, place.target, place.cpu)
+                self.looked(place, there)
+                found += there
             answer(tuple(map(holder_of, found)))
 
     def close(self) -> None:
@@ -451,6 +467,9 @@ class FakeNetwork:
     def descriptors(self) -> Sequence[int]:
         return (self._news,)
 
+    def woke(self, fd: int) -> None:
+        pass
+
     def has_news(self) -> bool:
         return bool(self._arrived or self._lost)
 
@@ -462,7 +481,7 @@ class FakeNetwork:
             raise arrived
         return arrived
 
-    def lost_connections(self) -> Iterator[int]:
+    def lost_connections(self, to_be_sure: bool = False) -> Iterator[int]:
         while self._lost:
             yield self._lost.popleft()
 
@@ -503,6 +522,7 @@ class Rig:
         refuses: float = 0.0,
         backend: Backend | None = None,
         settings: Settings | None = None,
+        make_server: type[Server] = Server,
     ) -> None:
         self.slots = slots or {Pool.ANY: 4}
         self.settings = settings or Settings()
@@ -520,7 +540,9 @@ class Rig:
             messages_max=self.settings.limits.messages_queued_per_session,
             hits_bytes_max=self.settings.limits.hits_bytes_queued_per_session,
         )
-        self.server = Server(
+        self.page_words = memoryview(bytearray(page_layout.BYTES)).cast("Q")
+        self.page = StatusPage(self.page_words, EPOCH)
+        self.server = make_server(
             network=self.network,
             arbiter=self.arbiter,
             machine=self.machine,
@@ -529,6 +551,7 @@ class Rig:
             rights=self.rights,
             attribution=self.attribution,
             outbox=self.outbox,
+            page=self.page,
             settings=self.settings,
             clock=self.clock,
             epoch=EPOCH,

@@ -208,12 +208,12 @@ def test_a_daemon_serves_until_a_signal_and_leaves_nothing_behind(
     # when it is told to stop
     running.process.send_signal(number)
 
-    # then it ends the claim, tells the client, and goes; only the lock file stays
+    # then it ends the claim, tells the client, and goes; only the lock file and the page stay
     assert client.receive()["op"] == "closing"
     assert running.log_until("ended")["how"] == "stopping"
     running.log_until("stopped")
     assert running.process.wait(WAIT_S) == 0
-    assert os.listdir(path.parent) == ["hwbpd.sock.lock"]
+    assert sorted(os.listdir(path.parent)) == ["hwbpd.sock.lock", "hwbpd.sock.page"]
 
 
 @needs_root

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hwbpd.drains import BURST_HITS, COUNT_NS, PACE_NS, SWEEP_NS, Drains
+from hwbpd.drains import BURST_HITS, COUNT_NS, PACE_NS, SWEEP_NS, SWEEP_PAUSE_NS, SWEEP_RINGS, Drains
 
 NOW = 5 * SWEEP_NS
 RING, OTHER = 1, 2
@@ -276,6 +276,28 @@ def test_the_end_of_a_thread_is_seen_at_once_where_hits_are_only_counted(rig: Ri
     assert rig.drains.due(NOW) == [RING]
     rig.drains.drained(RING, 0, more=False, now_ns=NOW)
     assert rig.wake() == [end]
+
+
+def test_a_thousand_rings_are_looked_into_one_after_another_and_never_many_in_one_turn(rig: Rig) -> None:
+    # given rings of which nothing is heard
+    quiet = range(100, 1100)
+    for resource_id in quiet:
+        rig.drains.begin(resource_id, [])
+    now_ns, seen = NOW, set()
+
+    # when we sleep and look for as long as a round takes
+    for _ in range(2 * len(quiet) // SWEEP_RINGS):
+        now_ns += round(rig.drains.wait_s(now_ns) * 1e9)
+        due = rig.drains.due(now_ns)
+        for resource_id in due:
+            rig.drains.drained(resource_id, 0, more=False, now_ns=now_ns)
+        # then each turn has a few
+        assert len(due) <= SWEEP_RINGS
+        seen |= set(due)
+
+    # then each ring had its turn, and we slept in between
+    assert seen >= set(quiet)
+    assert now_ns - NOW >= 2 * len(quiet) // SWEEP_RINGS * SWEEP_PAUSE_NS - SWEEP_NS
 
 
 def test_without_rings_we_sleep_until_the_next_sweep(rig: Rig) -> None:

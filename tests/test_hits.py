@@ -79,6 +79,23 @@ def test_a_drain_is_one_message_of_whole_records(way: Way) -> None:
     assert way.hits.flow(7).delivered == 3
 
 
+def test_the_last_hits_of_a_claim_come_in_messages_that_hold_no_more_than_they_may(way: Way) -> None:
+    # given a ring that is disarmed with more in it than a message holds
+    way.arm(1)
+    way.hits.route(1, way.claim(7, way.ann))
+    way.machine.hit(1, 2 * PER_MESSAGE + 1)
+    batch, _ = way.machine.disarm(1)
+
+    # when they are delivered
+    way.hits.deliver(1, batch)
+
+    # then in as many messages as it takes
+    sent = way.sent(way.ann)
+    assert [message["count"] for message in sent] == [PER_MESSAGE, PER_MESSAGE, 1]
+    assert b"".join(message["records"] for message in sent) == batch.records
+    assert way.hits.flow(7).delivered == 2 * PER_MESSAGE + 1
+
+
 def test_a_message_holds_no_more_than_it_may(way: Way) -> None:
     way.arm(1)
     way.hits.route(1, way.claim(7, way.ann))

@@ -125,6 +125,21 @@ def test_hits_that_wait_are_joined_until_something_else_comes_between() -> None:
     assert [(m["claim"], m["count"], numbers(m)) for m in line.sent] == [(1, 4, [1, 2, 3, 4]), (2, 1, [5]), (1, 1, [6])]
 
 
+def test_hits_that_wait_are_not_joined_into_more_than_a_message_may_hold() -> None:
+    transport = FakeTransport(room=0)
+    outbox = Outbox(transport, messages_max=10, hits_bytes_max=100 * BYTES, hits_bytes_per_message=3 * BYTES)
+    ann, a = session(), flow(1)
+    for number in range(1, 6):
+        outbox.send_hits(ann, a, 1, records(number))
+    outbox.send_hits(ann, a, 4, records(6, 7, 8, 9))
+
+    transport.room = 10
+    outbox.flush()
+
+    assert [numbers(message) for message in transport.sent[ann.routing_id]] == [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
+    assert a.delivered == 9
+
+
 def test_hits_that_wait_tell_the_losses_of_the_moment_they_leave() -> None:
     # given hits that wait, and losses after them
     line = Line(room=0, hits_max=1)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from hwbpd import page_layout
 from hwbpd.attribution import Place
 from hwbpd.core.effects import (
     AddLeg,
@@ -60,12 +61,14 @@ from hwbpd.core.model import (
     Target,
     Totals,
 )
+from hwbpd.followers import Decisions
 from hwbpd.hits import Hits
 from hwbpd.hookspecs import ArmError, Foreign
 from hwbpd.outbox import Outbox
 from hwbpd.peers import Connection, Peer
 from hwbpd.performer import Performer
 from hwbpd.sessions import Session, Sessions
+from hwbpd.status_page import StatusPage
 from tests.fakes import RECORD, FakeClock, FakeMachine, FakeRights, FakeTransport, LaterAttribution
 from tests.slow_model import Event
 
@@ -111,13 +114,16 @@ class Stage:
         self.rights = FakeRights(self.machine)
         self.attribution = LaterAttribution(self.machine)
         self.came_later: list[AnyEvent] = []
+        self.page = StatusPage(memoryview(bytearray(page_layout.BYTES)).cast("Q"), epoch=7)
         self.performer = Performer(
             machine=self.machine,
             sessions=self.sessions,
             rights=self.rights,
             outbox=outbox,
+            decisions=Decisions(outbox, self.clock, followers_per_uid=1),
             hits=self.hits,
             attribution=self.attribution,
+            page=self.page,
             watch=self.watch,
             clock=self.clock,
             later=self.came_later.append,

@@ -88,6 +88,14 @@ def test_what_several_plugins_bring_is_had_by_name() -> None:
     assert isinstance(plugins.backend(FACTS), Backend)
 
 
+def test_whether_a_machine_is_real_is_known_by_the_name_it_is_asked_for() -> None:
+    plugins = with_machines(machine("real"), machine("sim", real=False))
+
+    assert plugins.is_real("real")
+    assert not plugins.is_real("sim")
+    assert plugins.is_real("auto"), "which takes no other"
+
+
 def test_a_machine_gets_the_options_it_is_made_with() -> None:
     given: list[Mapping[str, Any]] = []
 

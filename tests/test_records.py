@@ -80,3 +80,17 @@ def test_a_kernel_address_is_found_where_the_protocol_says() -> None:
     second, third = RECORD.size, 2 * RECORD.size + 16
     changed = [at for at, (before, after) in enumerate(zip(batch, hidden, strict=True)) if before != after]
     assert changed == [*range(second + IP_AT, second + IP_AT + IP_BYTES), third + IP_AT]
+
+
+@given(batches, st.integers(1, 400))
+def test_parts_are_the_whole_in_order_and_none_is_longer_than_it_may_be(batch: list[Hit], most: int) -> None:
+    whole = packed(batch)
+
+    parts = list(records.parts(whole, len(batch), most))
+
+    assert b"".join(part for part, _ in parts) == whole
+    assert sum(count for _, count in parts) == len(batch)
+    for part, count in parts:
+        assert len(part) <= most or count == 1, "a record is not cut"
+    if len(whole) <= most:
+        assert parts == [(whole, len(batch))]

@@ -232,3 +232,24 @@ def test_a_kind_is_a_request_that_only_the_privileged_are_sure_to_get(somebody: 
     assert somebody.rights.kind_served(kind, privileged=True) is kind
     reserved = kind in (Kind.KGDB, Kind.KVM)
     assert somebody.rights.kind_served(kind, privileged=False) is (Kind.PERF if reserved else kind)
+
+
+# --- whose thread ----------------------------------------------------------------------------------------------------
+
+
+def test_a_thread_is_asked_about_by_its_own_process_which_knows_it_by_that_number(somebody: Somebody) -> None:
+    # given a thread, its process, and others
+    task = somebody.machine.task(TASK_TID)
+    own = Peer(TIDS[0], 1000, 100, "vmm", 5)
+
+    # then its process may ask, and others only where they may about any
+    somebody.rights.may_ask_about(own, task)
+    with pytest.raises(NotPermitted, match=f"tid {TASK_TID} is no thread of yours"):
+        somebody.rights.may_ask_about(PEER, task)
+    somebody.rights.may_ask_about(PEER, task, of_any=True)
+
+    # and nobody for whom the number means another thread
+    somebody.now = msgspec.structs.replace(STRANGER, in_our_pid_namespace=False)
+    for asking, of_any in ((own, False), (own, True), (PEER, True)):
+        with pytest.raises(NotPermitted, match="pid namespace"):
+            somebody.rights.may_ask_about(asking, task, of_any=of_any)

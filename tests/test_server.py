@@ -89,7 +89,7 @@ def test_hello_is_answered_with_who_is_there(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    "op", ["claim", "fit", "release", "rearm", "counts", "slots", "foreign", "capabilities", "why", "goodbye"]
+    "op", ["claim", "fit", "release", "rearm", "counts", "slots", "foreign", "capabilities", "why", "follow", "goodbye"]
 )
 def test_without_hello_nothing_is_done(rig: Rig, op: str) -> None:
     of_claim = {verb: {"claim": 1} for verb in ("release", "rearm", "counts", "why")}

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from hwbpd.core.model import Pool
 from hwbpd.settings import Limits, Settings
-from tests.fakes import FakeClient, Rig
+from tests.fakes import FakeBackend, FakeClient, Rig
 
 TID = 812
 
@@ -187,6 +188,19 @@ def test_a_refused_claim_tells_why(rig: Rig) -> None:
     assert story["lines"][-1].endswith(refusal["sentence"])
 
 
+def test_what_is_to_be_known_of_the_machine_comes_before_what_is_of_its_registers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend = FakeBackend({Pool.ANY: 4})
+    monkeypatch.setattr(backend, "describe", lambda: {"notes": ["of the registers"]})
+    rig = Rig(backend=backend)
+    monkeypatch.setattr(rig.machine, "notes", lambda: ("of the machine",))
+
+    reply = rig.ask(rig.client(), "capabilities")
+
+    assert reply["registers"]["notes"] == ["of the machine", "of the registers"]
+
+
 def test_capabilities_are_those_of_this_machine_and_this_daemon(rig: Rig) -> None:
     reply = rig.ask(rig.client(), "capabilities")
 
@@ -200,6 +214,8 @@ def test_capabilities_are_those_of_this_machine_and_this_daemon(rig: Rig) -> Non
         "legs_per_uid": 4096,
         "sessions": 1000,
         "sessions_per_uid": 64,
+        "followers_per_uid": 8,
+        "threads_per_uid": 1024,
         "connections_per_uid": 128,
         "connections_per_uid_per_s": 20,
         "memory_bytes": 2**30,

@@ -30,6 +30,10 @@ ROWS_TRIED = {
     "`release`, `rearm`",
     "`counts`, `why`",
     "`foreign`",
+    "`enabled` with a thread",
+    "`enabled` with a CPU alone",
+    "`thread`",
+    "`follow`",
 }
 
 
@@ -41,12 +45,12 @@ class People:
         for tid in (TID, TID + 1, FORBIDDEN_TID):
             self.rig.machine.start_task(tid)
         self.rig.rights.forbidden = {FORBIDDEN_TID}
-        self.owner = self.rig.client(uid=OWNER_UID)
+        self.owner = self.rig.client(uid=OWNER_UID, pid=2006)
         self.clients = {
-            "root": self.rig.client(uid=0),
+            "root": self.rig.client(uid=0, pid=2000),
             "owner": self.owner,
-            "same uid": self.rig.client(uid=OWNER_UID),
-            "other": self.rig.client(uid=OTHER_UID),
+            "same uid": self.rig.client(uid=OWNER_UID, pid=2002),
+            "other": self.rig.client(uid=OTHER_UID, pid=2004),
         }
         self.claim = int(self.ask("owner", "claim", **CLAIM, tid=TID)["claim"])
 
@@ -192,6 +196,39 @@ def test_what_others_hold_outside_is_for_root_to_know(people: People, who: str) 
     assert people.errno_of(who, "foreign") == (None if who == "root" else "EPERM")
 
     assert (people.rig.attribution.looked_at != []) == (who == "root"), "for others nobody looks"
+
+
+@everybody
+def test_a_thread_is_asked_about_by_its_process_and_by_root(people: People, who: str) -> None:
+    own_tid = people.clients[who].pid
+    people.rig.machine.start_task(own_tid)
+
+    assert people.errno_of(who, "enabled", tid=TID) == (None if who == "root" else "EPERM")
+    assert people.errno_of(who, "enabled", tid=own_tid) is None
+
+
+@everybody
+def test_a_cpu_is_asked_about_by_everybody(people: People, who: str) -> None:
+    assert people.errno_of(who, "enabled", cpu=0) is None
+
+
+@everybody
+def test_a_thread_is_registered_by_its_own_process_only(people: People, who: str) -> None:
+    own_tid = people.clients[who].pid
+    people.rig.machine.start_task(own_tid)
+
+    assert people.errno_of(who, "thread", tid=TID) == "EPERM"
+    assert people.errno_of(who, "thread", tid=own_tid) is None
+
+
+@everybody
+def test_who_follows_hears_what_concerns_its_uid_and_root_hears_all(people: People, who: str) -> None:
+    assert people.errno_of(who, "follow") is None
+
+    people.ask("owner", "release", claim=people.claim)
+
+    heard = [notice["what"] for notice in people.clients[who].read() if notice["op"] == "decision"]
+    assert heard == ([] if who == "other" else ["ended"])
 
 
 def test_who_has_lost_its_privileges_since_it_said_hello_claims_without_them(people: People) -> None:

@@ -37,6 +37,9 @@ EVERY_REQUEST: list[dict[str, Any]] = [
     {"op": "fit", "id": 1, "epoch": 2, "address": 3, "length": 8, "access": "x", "pid": 812, "kernel": False},
     {"op": "rearm", "id": 1, "epoch": 2, "claim": 3, "deadline_ns": 7},
     {"op": "foreign", "id": 1, "epoch": 2, "deadline_ns": 7},
+    {"op": "follow", "id": 1, "epoch": 2, "deadline_ns": 7},
+    {"op": "thread", "id": 1, "epoch": 2, "deadline_ns": 7, "tid": 812},
+    {"op": "enabled", "id": 1, "epoch": 2, "deadline_ns": 7, "cpu": 3, "tid": 812},
 ]
 
 

@@ -37,7 +37,9 @@ from hwbp.errors import (
     TargetGone,
     VersionMismatch,
 )
+from hwbp.follow import Decision, Decisions
 from hwbp.records import Hit
+from hwbp.status_page import Answer, StatusPage, Thread, open_page
 from hwbp.syntax import BadSyntax, Event, format_cpus, parse_cpus, parse_event
 from hwbp.values import (
     Capabilities,
@@ -45,6 +47,7 @@ from hwbp.values import (
     ClaimRow,
     Counts,
     CpuRow,
+    Enabled,
     Ended,
     Fit,
     Piece,
@@ -56,6 +59,7 @@ from hwbp.watch import Watch
 
 __all__ = [
     "KINDS",
+    "Answer",
     "BadClaim",
     "BadMessage",
     "BadSyntax",
@@ -66,6 +70,9 @@ __all__ = [
     "Counts",
     "CpuOffline",
     "CpuRow",
+    "Decision",
+    "Decisions",
+    "Enabled",
     "Ended",
     "Event",
     "Fit",
@@ -85,12 +92,15 @@ __all__ = [
     "ResourceRow",
     "Slots",
     "Stale",
+    "StatusPage",
     "TargetGone",
+    "Thread",
     "VersionMismatch",
     "Watch",
     "Why",
     "connect",
     "format_cpus",
+    "open_page",
     "parse_cpus",
     "parse_event",
     "socket_path",
@@ -100,13 +110,16 @@ __all__ = [
 KINDS = ("ptrace", "perf", "kgdb", "kvm", "background")  # what a claim may say it is for
 
 
-def connect(socket: str | os.PathLike[str] | None = None, name: str = "", timeout: float = 5.0) -> Client:
+def connect(
+    socket: str | os.PathLike[str] | None = None, name: str = "", timeout: float = 5.0, transport: str = "auto"
+) -> Client:
     """
     Open a session with the daemon.
 
     :param socket: where it listens; None looks where docs/protocol.md says ("Connection").
     :param name: what operators see of this client, at most 64 characters.
     :param timeout: seconds to wait for any reply.
+    :param transport: "zmq", "seqpacket" (faster, beside it on the same host), or "auto": SEQPACKET if it is offered.
     :raises NotReachable: when no daemon answers there.
     """
-    return Client(Connection(socket_path(socket), name, timeout))
+    return Client(Connection(socket_path(socket), name, timeout, transport))

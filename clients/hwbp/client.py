@@ -6,16 +6,20 @@ Requests and hits come through one socket, so a client is for one thread; its wa
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 from hwbp.connection import Connection
-from hwbp.errors import BadClaim, Holder, holders_of, refusal_of
+from hwbp.errors import BadClaim, Holder, HwbpError, holders_of, refusal_of
+from hwbp.follow import Decisions
 from hwbp.records import Hit
+from hwbp.status_page import StatusPage, Thread, open_page, page_path
 from hwbp.syntax import Event, parse_event
 from hwbp.values import (
     Capabilities,
     Counts,
+    Enabled,
     Ended,
     Fit,
     Slots,
@@ -35,6 +39,7 @@ class Client:
         self._connection = connection
         self._watches: dict[int, Watch] = {}
         self._default_lengths: dict[str, int] = {}
+        self._page: StatusPage | None = None
 
     @property
     def ended(self) -> Ended | None:
@@ -184,13 +189,14 @@ class Client:
 
     def wait(self, timeout: float | None = None, until: int | None = None) -> bool:
         """
-        Wait for something to happen to any claim of this client: hits, a change, or its end.
+        Wait for something to happen to any claim of this client (hits, a change, or its end), or for a decision.
 
         :param timeout: seconds; None waits for ever.
         :param until: a file descriptor whose readability ends the wait, such as a pidfd or the end of a pipe.
         :return: whether something happened. It may have been no more than a change of the totals.
         """
-        if any(watch.unread for watch in self._live()):
+        decisions = self._connection.decisions
+        if any(watch.unread for watch in self._live()) or (decisions is not None and decisions.unread):
             return True
         return self._connection.wait(deadline_after(timeout), until)
 
@@ -247,6 +253,66 @@ class Client:
     def why(self, claim_id: int) -> Why:
         """Return the story of a claim, granted or refused; somebody else's as an operator."""
         return value_of(Why, self._connection.request("why", claim=claim_id))
+
+    # --- may there be a breakpoint? ----------------------------------------------------------------------------------
+
+    def thread(self) -> Thread:
+        """
+        Register the calling thread; return a handle that answers for it in nanoseconds, without asking the daemon.
+
+        The registration lasts as long as the session. After that the handle says UNKNOWN, and ``register`` of another
+        client makes it right again.
+
+        :raises LimitReached: when this user has registered too many; ``NotPermitted`` in another pid namespace.
+        :raises NotReachable: when the daemon's status page cannot be read.
+        """
+        tid = threading.get_native_id()
+        return Thread(self.page, tid, *self._word_of(tid))
+
+    def register(self, thread: Thread) -> None:
+        """Register the thread of a handle in this session, as ``thread`` does, because its own is over."""
+        thread.renew(self.page, *self._word_of(thread.tid))
+
+    def _word_of(self, tid: int) -> tuple[int, int]:
+        reply = self._connection.request("thread", tid=tid)
+        return int(reply["index"]), int(reply["registration"])
+
+    @property
+    def page(self) -> StatusPage:
+        """The status page of this client's daemon, which answers for CPUs; raises as ``open_page`` does."""
+        if self._page is None:
+            self._page = open_page(page_path(self._connection.path))
+        return self._page
+
+    def enabled(self, cpu: int | None = None, tid: int = 0) -> Enabled:
+        """
+        Ask the daemon what it has installed on a CPU, for a thread, or for both together.
+
+        :param tid: a thread of this process; of any as root.
+        :raises BadClaim: without either; ``CpuOffline`` and ``TargetGone`` when there is no such thing.
+        """
+        fields = ({} if cpu is None else {"cpu": cpu}) | ({"tid": tid} if tid else {})
+        return value_of(Enabled, self._connection.request("enabled", **fields))
+
+    # --- following ---------------------------------------------------------------------------------------------------
+
+    def follow(self) -> Decisions:
+        """
+        From now on hear what the daemon decides: about everybody as root, else about one's own uid.
+
+        Decisions are kept as they arrive, during ``wait`` or any request; ``Decisions.take`` returns them. Following
+        twice is following once.
+
+        :raises LimitReached: when enough sessions of this user follow; ``BadMessage`` when the daemon cannot do it.
+        """
+        if self._connection.decisions is None:
+            self._connection.decisions = Decisions()
+            try:
+                self._connection.request("follow")
+            except HwbpError:
+                self._connection.decisions = None
+                raise
+        return self._connection.decisions
 
     # --- the end, and what claim and fit share -----------------------------------------------------------------------
 

@@ -1,9 +1,8 @@
 """
-The only socket: requests, replies, notices, and the end of a session.
+One connection: requests, replies, notices, and the end of a session.
 
 Rules kept here: one request at a time, each with a deadline that the daemon is told as well; whatever arrives meanwhile
-goes to the inbox of its claim; a session that is lost stays lost. ZeroMQ would reconnect by itself, to a daemon that no
-longer knows us, so reconnecting is switched off and the socket's monitor tells when the connection went.
+goes to the inbox of its claim; a session that is lost stays lost. What carries the messages is in ``transport.py``.
 
 Not safe: use from several threads at once, and use after ``fork`` (refused). Open one connection for each.
 """
@@ -11,24 +10,19 @@ Not safe: use from several threads at once, and use after ``fork`` (refused). Op
 from __future__ import annotations
 
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import msgpack
-import zmq
-from zmq.utils.monitor import recv_monitor_message
 
-from hwbp.errors import BadClaim, BadMessage, HwbpError, NotReachable, RequestTimedOut, Stale, refusal_of
+from hwbp import transport
+from hwbp.errors import BadClaim, BadMessage, HwbpError, RequestTimedOut, Stale, refusal_of
+from hwbp.follow import Decisions
 from hwbp.inbox import Inbox
 from hwbp.values import Change, Counts, Ended, value_of
 
 PROTOCOL_VERSION = 1
-
-# Messages that wait in this process while nobody reads. When they and the kernel's buffer are full, they wait in the
-# daemon, whose own bound then drops hits and counts them as ``dropped``. Small, as one message may hold megabytes.
-RECEIVE_HIGH_WATER = 256
 
 _NOBODY = -1  # no request has this id
 
@@ -47,17 +41,20 @@ def socket_path(chosen: str | os.PathLike[str] | None = None) -> Path:
 class Connection:
     """One session with the daemon."""
 
-    def __init__(self, path: Path, name: str, timeout_s: float) -> None:
+    def __init__(self, path: Path, name: str, timeout_s: float, carrier: str = "auto") -> None:
         """
         Connect and say hello.
 
         :param timeout_s: how long to wait for any reply.
+        :param carrier: one of ``transport.TRANSPORTS``.
         :raises NotReachable: when nobody answers at ``path``.
         """
-        _probe(path)
+        self._transport = transport.connect(path, carrier, timeout_s)
+        self._is_closed = False
         self.path = path
         self.over: Ended | None = None
         self.welcome: dict[str, Any] = {}
+        self.decisions: Decisions | None = None  # where they are kept, in a session that follows
         self._timeout_s = timeout_s
         self._pid = os.getpid()
         self._last_id = 0
@@ -65,22 +62,11 @@ class Connection:
         self._reply: dict[str, Any] | None = None
         self._notices = 0
         self._inboxes: dict[int, Inbox] = {}
-        self._disconnected = False
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.linger = 0  # what was not sent when we close is of no use to anybody
-        self._socket.rcvhwm = RECEIVE_HIGH_WATER
-        self._socket.reconnect_ivl = -1
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
         try:
-            self._socket.connect(f"ipc://{path}")
             self.welcome = self._hello(name)
         except BaseException:
             self._end(Ended("closed", "hello was not answered"))
-            self._close_socket()
+            self._close_transport()
             raise
 
     def _hello(self, name: str) -> dict[str, Any]:
@@ -88,9 +74,9 @@ class Connection:
             return self.request("hello", version=PROTOCOL_VERSION, client=name)
         except RequestTimedOut as silence:
             why = f"something listens, but did not answer within {self._timeout_s:g} s; is it hwbpd, and is it running?"
-            raise _not_reachable(self.path, why) from silence
+            raise transport.not_reachable(self.path, why) from silence
         except Stale as lost:
-            raise _not_reachable(self.path, "whoever listens there closed the connection") from lost
+            raise transport.not_reachable(self.path, "whoever listens there closed the connection") from lost
 
     def request(self, op: str, **fields: Any) -> dict[str, Any]:
         """
@@ -143,7 +129,7 @@ class Connection:
 
     def close(self) -> None:
         """Say goodbye and wait for the answer: when this returns the slots are free. Every claim is over."""
-        if self._context.closed or os.getpid() != self._pid:
+        if self._is_closed or os.getpid() != self._pid:
             return
         try:
             if not self.over:
@@ -152,7 +138,7 @@ class Connection:
             pass  # nobody answers: the daemon ends the session when the socket closes
         finally:
             self._end(Ended("closed", "this client was closed"))
-            self._close_socket()
+            self._close_transport()
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -171,47 +157,44 @@ class Connection:
         except (OverflowError, ValueError) as error:
             raise BadClaim(f"a number of this {op!r} request does not fit in 64 bits") from error
         try:
-            self._socket.send(data, zmq.NOBLOCK)
-        except zmq.Again:  # only without a connection: there is one request under way at most
+            if not self._transport.send(data, deadline_ns):
+                raise RequestTimedOut(f"hwbpd read nothing for {self._timeout_s:g} s, so {op!r} could not be asked")
+        except transport.Lost:
+            while self._take_in(0):  # what came before; it may say why
+                pass
             self._end(Ended("connection", _lost(self.path)))
-            raise Stale(_lost(self.path)) from None
+            self._check_session()
         return self._last_id
 
     def _take_in(self, deadline_ns: int | None, until: int | None = None) -> bool:
         """Take in one message; False when none came before the deadline, ``until``, or the end of the session."""
-        if until is not None:
-            self._poller.register(until, zmq.POLLIN)
-        try:
-            while not self.over:
-                try:
-                    self._accept(self._socket.recv_multipart(zmq.NOBLOCK))
-                    return True
-                except zmq.Again:
-                    pass
-                if self._disconnected:  # and what came before that has been read
-                    self._end(Ended("connection", _lost(self.path)))
-                    break
-                readable = dict(self._poller.poll(_milliseconds_until(deadline_ns)))
-                if self._monitor in readable:
-                    recv_monitor_message(self._monitor)
-                    self._disconnected = True
-                elif self._socket not in readable:
-                    return False
+        if self.over:
             return False
-        finally:
-            if until is not None:
-                self._poller.unregister(until)
-
-    def _accept(self, frames: list[bytes]) -> None:
         try:
-            (frame,) = frames
-            message = msgpack.unpackb(frame)
+            data = self._transport.receive(deadline_ns, until)
+        except transport.Lost:
+            self._end(Ended("connection", _lost(self.path)))
+            return False
+        except transport.Unreadable as what:
+            self._end_unreadable(what)
+            return True
+        if data is None:
+            return False
+        self._accept(data)
+        return True
+
+    def _accept(self, data: bytes | memoryview) -> None:
+        try:
+            message = msgpack.unpackb(data)
             if "id" in message:
                 self._accept_reply(message)
             else:
                 self._accept_notice(message)
         except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException, BadMessage) as error:
-            self._end(Ended("protocol", f"the daemon at {self.path} sent what this client cannot read: {error!r}"))
+            self._end_unreadable(error)
+
+    def _end_unreadable(self, error: Exception) -> None:
+        self._end(Ended("protocol", f"the daemon at {self.path} sent what this client cannot read: {error!r}"))
 
     def _accept_reply(self, message: dict[str, Any]) -> None:
         # An unreadable request is refused under id 0, which we never use; only the current one can be meant.
@@ -239,6 +222,9 @@ class Connection:
             case "lost":
                 ended = Ended(message["reason"], message["sentence"])
                 self.end_claim(message["claim"], ended, value_of(Counts, message))
+            case "decision":
+                if self.decisions is not None:
+                    self.decisions.keep(message)
             case "closing":
                 self._end(Ended("closing", message["sentence"]))
             case _:
@@ -256,46 +242,10 @@ class Connection:
             inbox.end(ended)
         self._inboxes.clear()
 
-    def _close_socket(self) -> None:
-        self._socket.disable_monitor()
-        self._monitor.close(linger=0)
-        self._socket.close(linger=0)
-        self._context.term()
-
-
-def _probe(path: Path) -> None:
-    """
-    Raise NotReachable, with the kernel's reason, when nobody listens at ``path``.
-
-    ZeroMQ's connect never fails; a plain connect to the same socket does, and says why.
-    """
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.setblocking(False)
-            probe.connect(str(path))
-        except BlockingIOError:
-            pass  # somebody listens and is busy
-        except FileNotFoundError:
-            raise _not_reachable(path, "there is no such socket") from None
-        except ConnectionRefusedError:
-            raise _not_reachable(path, "the socket file is there, but nobody listens") from None
-        except PermissionError:
-            denied = f"no way to hwbpd at {path}: access is denied; its setting socket_mode says who may connect"
-            raise NotReachable(denied) from None
-        except OSError as error:
-            raise _not_reachable(path, str(error)) from error
-
-
-def _not_reachable(path: Path, why: str) -> NotReachable:
-    return NotReachable(f"no hwbpd at {path}: {why}. Start the daemon with: hwbpd (as root)")
+    def _close_transport(self) -> None:
+        self._is_closed = True
+        self._transport.close()
 
 
 def _lost(path: Path) -> str:
     return f"the connection to hwbpd at {path} was lost; its claims are over"
-
-
-def _milliseconds_until(deadline_ns: int | None) -> int | None:
-    """Return the time left, rounded up, so that a wait never ends before its deadline."""
-    if deadline_ns is None:
-        return None
-    return max(0, -((time.monotonic_ns() - deadline_ns) // 1_000_000))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, TypeVar
 
 from hwbp.errors import BadMessage, HwbpError
@@ -47,6 +48,15 @@ class Fit:
     fits: bool
     pieces: tuple[Piece, ...]
     refusal: HwbpError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Enabled:
+    """What the daemon has on a CPU, for a thread, or for both: ``held`` slots, of which ``armed`` may trap."""
+
+    enabled: bool  # whether any is armed
+    armed: int
+    held: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +171,12 @@ class Why:
     lines: tuple[str, ...]
 
 
+@cache
+def _names(shape: Any) -> tuple[str, ...]:
+    """The fields of a shape; to look them up each time costs more than to fill them."""
+    return tuple(each.name for each in fields(shape))
+
+
 def value_of(shape: type[Value], message: Mapping[str, Any], **changes: Any) -> Value:
     """
     Return ``message`` as a ``shape``, with ``changes`` in place of its own fields; lists become tuples.
@@ -168,7 +184,7 @@ def value_of(shape: type[Value], message: Mapping[str, Any], **changes: Any) -> 
     :raises BadMessage: when a field is missing.
     """
     taken = {}
-    for name in (each.name for each in fields(shape)):  # type: ignore[arg-type]
+    for name in _names(shape):  # type: ignore[arg-type]
         if name in message:
             taken[name] = tuple(message[name]) if isinstance(message[name], list) else message[name]
     try:

@@ -124,6 +124,22 @@ def fit(
 
 
 @app.command()
+def enabled(context: typer.Context, cpus: Cpus = "", tid: Tid = 0) -> None:
+    """Tell where a breakpoint may be installed: on each CPU, or for a thread (with -C: while it runs there)."""
+    from hwbp import syntax
+
+    try:
+        numbers = syntax.parse_cpus(cpus) if cpus else None
+    except syntax.BadSyntax as error:
+        raise typer.BadParameter(str(error)) from error
+    with _client(context) as client:
+        from hwbpctl import enabled as question
+
+        answers = question.ask(client, numbers, tid)
+        _answer(context, answers, lambda: question.text(answers))
+
+
+@app.command()
 def doctor(context: typer.Context) -> None:
     """Find out whether breakpoints work here, by using some; each finding with its remedy."""
     from hwbpctl import doctor as practice
@@ -139,6 +155,21 @@ def release(context: typer.Context, claim: ClaimId) -> None:
 
         value = client.release(claim)
         _answer(context, value, lambda: f"claim {claim} released: {render.counts(value)}")
+
+
+@app.command()
+def top(
+    context: typer.Context,
+    delay: Annotated[float, typer.Option("-d", "--delay", metavar="SECONDS", min=0.1, help="between looks")] = 1.0,
+    frames: Annotated[int | None, typer.Option("-n", "--frames", min=1, help="end after so many looks")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="an object per look, for programs")] = False,
+) -> None:
+    """Watch who holds what, how fast it is hit, and what is decided: a screen with keys, or text where it is piped."""
+    with _refusals(context):
+        from hwbpctl import top as screen
+
+        job = screen.Job(context.obj.socket, context.obj.json or as_json, delay, frames)
+        raise typer.Exit(screen.run(job))
 
 
 # --- verbs that claim ------------------------------------------------------------------------------------------------

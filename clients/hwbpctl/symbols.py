@@ -8,6 +8,7 @@ file, as symbol tables of programs are not read here; kernel addresses become fu
 from __future__ import annotations
 
 import bisect
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +23,14 @@ class _Mapping:
     path: str
 
 
+PROC = Path("/proc")
+NOWHERE = Path(os.devnull)  # for a simulated machine: its numbers are not those of this host's threads
+
+
 class Symbols:
     """Looks names up, and remembers them until ``forget``."""
 
-    def __init__(self, proc: Path = Path("/proc")) -> None:
+    def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
         self._comms: dict[int, str] = {}
         self._mappings: dict[int, list[_Mapping]] = {}

@@ -20,10 +20,12 @@ import hwbp
 from hwbpctl import render
 from hwbpctl.command import Command
 from hwbpctl.stop import Stop
-from hwbpctl.symbols import Symbols
+from hwbpctl.symbols import NOWHERE, PROC, Symbols
 
 REFUSED = 1
 NOT_REACHABLE = 3
+
+SIMULATED = "sim"  # the machine that has no threads of this host
 
 _TAKEN_AWAY = frozenset({"forced", "stolen", "exec"})  # the daemon is there, and the claim ended before its target
 
@@ -159,9 +161,9 @@ def _tell_end(job: Job, watch: hwbp.Watch) -> None:
 
 def watch(job: Job, count: int | None, callchain: bool) -> int:
     """Print hits until ``count`` of them, Ctrl-C, or the end of all targets; return the exit status."""
-    symbols = Symbols()
     shown = 0
     with _held(job, "hits", chain=callchain) as held:
+        symbols = Symbols(NOWHERE if held.client.machine == SIMULATED else PROC)
 
         def show(pairs: Iterator[tuple[hwbp.Watch, hwbp.Hit]]) -> bool:
             nonlocal shown

@@ -19,6 +19,8 @@ import heapq
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from msgspec import Struct
+
 from hwbpd.core.admission import fits, refused_by_the_kernel
 from hwbpd.core.books import Books, ClaimRecord
 from hwbpd.core.effects import (
@@ -88,6 +90,15 @@ class _Ending:
         self.sentence = sentence
         self.asked_by = asked_by
         self.request_id = request_id
+
+
+class _Asked(Struct, frozen=True):
+    """How a story begins."""
+
+    claim: Claim
+
+    def __str__(self) -> str:
+        return f"{self.claim.owner} asked for {describe(self.claim)}"
 
 
 class Arbiter:
@@ -163,7 +174,7 @@ class Arbiter:
             privileged=event.privileged,
         )
         record = ClaimRecord(claim, event.plan)
-        record.story.tell(event.now_ns, f"{claim.owner} asked for {describe(claim)}")
+        record.story.tell(event.now_ns, _Asked(claim))
         try:
             fits(self.books, claim.target, event.plan)
         except HwbpError as refusal:

@@ -21,7 +21,7 @@ class Access(enum.Flag):
     @property
     def letters(self) -> str:
         """The access as perf writes it: ``r``, ``w``, ``rw``, ``x``."""
-        return "".join(letter for letter, bit in _LETTERS.items() if bit in self)
+        return _WRITTEN[self]
 
     @classmethod
     def from_letters(cls, letters: str) -> Access:
@@ -33,6 +33,10 @@ class Access(enum.Flag):
 
 
 _LETTERS = {"r": Access.READ, "w": Access.WRITE, "x": Access.EXECUTE}
+_WRITTEN = {
+    access: "".join(letter for letter, bit in _LETTERS.items() if bit in access)
+    for access in (Access(bits) for bits in range(8))
+}
 
 
 class Kind(enum.StrEnum):

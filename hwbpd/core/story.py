@@ -19,12 +19,12 @@ class Story:
     __slots__ = ("_first", "_last", "_told")
 
     def __init__(self) -> None:
-        self._first: list[tuple[int, str]] = []
-        self._last: deque[tuple[int, str]] = deque(maxlen=LAST_KEPT)
+        self._first: list[tuple[int, object]] = []
+        self._last: deque[tuple[int, object]] = deque(maxlen=LAST_KEPT)
         self._told = 0
 
-    def tell(self, now_ns: int, sentence: str) -> None:
-        """Add one sentence."""
+    def tell(self, now_ns: int, sentence: object) -> None:
+        """Add one sentence, or a frozen value that becomes one by ``str`` when somebody asks."""
         self._told += 1
         if len(self._first) < FIRST_KEPT:
             self._first.append((now_ns, sentence))

@@ -65,6 +65,9 @@ class LinuxMachine:
         with contextlib.suppress(OSError):
             self._hotplug = Hotplug()
 
+    def notes(self) -> Sequence[str]:
+        return ()
+
     def topology(self) -> Topology:
         return Topology(possible=cpus.possible_cpus(), online=cpus.online_cpus())
 

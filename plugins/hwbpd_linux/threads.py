@@ -15,6 +15,7 @@ from hwbpd.core.errors import TargetGone
 from hwbpd.core.model import Process, Task
 
 _STATE, _FLAGS, _START = 3, 9, 22  # fields of /proc/TID/stat, counted from one as proc(5) does
+_STAT_BYTES: Final = 4096  # 52 numbers and a short name
 _DEAD: Final = "ZXx"
 _ASLEEP: Final = "STtI"  # not D: a thread that makes another one may wait so
 _PF_EXITING: Final = 0x4  # include/linux/sched.h
@@ -81,10 +82,15 @@ def is_alive(tid: int, start_ticks: int | None = None) -> bool:
 def read(tid: int) -> Stat | None:
     """Look at a thread; None when there is none."""
     try:
-        with open(f"/proc/{tid}/stat", "rb", buffering=0) as file:
-            return parse(file.read().decode(errors="replace"))
+        fd = os.open(f"/proc/{tid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
         return None
+    try:
+        return parse(os.read(fd, _STAT_BYTES).decode(errors="replace"))
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(fd)
 
 
 def parse(stat: str) -> Stat:

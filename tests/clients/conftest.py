@@ -11,9 +11,10 @@ import hwbp
 from tests.clients.fake_daemon import FakeDaemon
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
-    with FakeDaemon(tmp_path / "hwbpd.sock") as fake:
+@pytest.fixture(params=[False, True], ids=["zmq", "seqpacket"])
+def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FakeDaemon]:
+    """Once on each transport: a client takes SEQPACKET where it is offered."""
+    with FakeDaemon(tmp_path / "hwbpd.sock", offers_seqpacket=request.param) as fake:
         yield fake
 
 

@@ -7,9 +7,12 @@ It runs in a thread, so that the client under test can block. What it answers to
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import struct
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ Message = dict[str, Any]
 Answer = Callable[[Message], list[Message]]
 
 EPOCH = 0xFEED
-NOTICES = ("hits", "lost", "guarded", "resumed", "suspended", "closing", "news")
+NOTICES = ("hits", "lost", "guarded", "resumed", "suspended", "closing", "decision", "news")
 
 
 def message(op: str, **fields: Any) -> Message:
@@ -70,6 +73,12 @@ def guarded(claim: int) -> Message:
     return message("guarded", claim=claim, sentence="silenced: more than 10000 hits a second")
 
 
+def decision(what: str = "granted", claim: int = 1, **fields: Any) -> Message:
+    """The notice of a decision about gdb[812]."""
+    owner = {"session": 1, "pid": 812, "comm": "gdb", "uid": 0}
+    return message("decision", what=what, at_ns=1_000_000_000, claim=claim, **owner | fields)
+
+
 def final(op: str = "released", claim: int = 1, **counts: int) -> Message:
     return message(op, claim=claim, **totals(**counts))
 
@@ -92,16 +101,22 @@ CAPABILITIES = {"machine": "fake", "backend": "x86", "architecture": "x86_64", "
 
 
 class FakeDaemon:
-    """Listens while it is open as a context manager. ``requests`` are those it got, hello and goodbye included."""
+    """
+    Listens while it is open as a context manager. ``requests`` are those it got, hello and goodbye included.
 
-    def __init__(self, path: Path) -> None:
+    :param offers_seqpacket: besides ZeroMQ.
+    """
+
+    def __init__(self, path: Path, offers_seqpacket: bool = False) -> None:
         self.path = path
+        self.offers_seqpacket = offers_seqpacket
+        self.paths = [path, path.with_name(path.name + ".seq")][: 1 + offers_seqpacket]
         self.epoch = EPOCH
         self.machine = "fake"
         self.requests: list[Message] = []
         self._claims = 0
         self._notices = 0
-        self._routing_id = b""
+        self._answer_to: Callable[[list[bytes]], object] = lambda _: None  # the way to whoever spoke last
         self.answers: dict[str, Answer] = {
             "hello": self._welcome,
             "claim": self._grant,
@@ -113,6 +128,7 @@ class FakeDaemon:
             "foreign": always(message("foreign", holders=[])),
             "capabilities": always(message("capabilities", **CAPABILITIES)),
             "why": lambda request: [message("why", claim=request["claim"], state="armed", lines=["asked", "armed"])],
+            "follow": always(message("following")),
             "goodbye": always(message("bye")),
         }
 
@@ -160,39 +176,79 @@ class FakeDaemon:
         self._context.term()
 
     def _serve(self, listening: threading.Event) -> None:
-        with self._context.socket(zmq.ROUTER) as router, self._context.socket(zmq.PAIR) as control:
+        with contextlib.ExitStack() as stack:
+            router = stack.enter_context(self._context.socket(zmq.ROUTER))
+            control = stack.enter_context(self._context.socket(zmq.PAIR))
             router.linger = 1000
-            self.path.unlink(missing_ok=True)
+            for path in self.paths:
+                path.unlink(missing_ok=True)
             router.bind(f"ipc://{self.path}")
             control.connect("inproc://control")
-            listening.set()
             poller = zmq.Poller()
             poller.register(router, zmq.POLLIN)
             poller.register(control, zmq.POLLIN)
+            lines: dict[int, socket.socket] = {}
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            if self.offers_seqpacket:
+                listener.bind(str(self.paths[1]))
+                listener.listen()
+                poller.register(listener.fileno(), zmq.POLLIN)
+            listening.set()
             while True:
                 readable = dict(poller.poll())
                 if router in readable:
-                    self._routing_id, frame = router.recv_multipart()
-                    request = msgpack.unpackb(frame)
-                    self.requests.append(request)
-                    if request["op"] == "hello":
-                        self._notices = 0
-                    for answer in self.answers[request["op"]](request):
-                        self._send(router, answer, request["id"])
+                    routing_id, frame = router.recv_multipart()
+                    self._answer_to = partial(_send_frames, router, routing_id)
+                    self._answer(frame)
+                if listener.fileno() in readable:
+                    line = stack.enter_context(listener.accept()[0])
+                    lines[line.fileno()] = line
+                    poller.register(line.fileno(), zmq.POLLIN)
+                for fd in lines.keys() & readable.keys():
+                    packet = b""
+                    with contextlib.suppress(ConnectionResetError):  # a client that did not read all
+                        packet = lines[fd].recv(65537)
+                    if packet:
+                        self._answer_to = partial(_send_packets, lines[fd])
+                        self._answer(packet)
+                    else:
+                        poller.unregister(fd)
+                        lines.pop(fd).close()
                 if control in readable:
                     order = msgpack.unpackb(control.recv())
                     if order == "stop":
                         return
-                    if isinstance(order, dict):
-                        router.send_multipart([self._routing_id, *order["frames"]])
-                        continue
-                    for notice in order:
-                        self._send(router, notice, 0)
+                    self._obey(order)
 
-    def _send(self, router: zmq.Socket[bytes], answer: Message, request_id: int) -> None:
+    def _answer(self, frame: bytes) -> None:
+        request = msgpack.unpackb(frame)
+        self.requests.append(request)
+        if request["op"] == "hello":
+            self._notices = 0
+        for answer in self.answers[request["op"]](request):
+            self._send(answer, request["id"])
+
+    def _obey(self, order: Any) -> None:
+        if isinstance(order, dict):
+            self._answer_to(order["frames"])
+            return
+        for notice in order:
+            self._send(notice, 0)
+
+    def _send(self, answer: Message, request_id: int) -> None:
         if answer["op"] in NOTICES:
             self._notices += 1
             answer = {"n": self._notices} | answer
         else:
             answer = {"id": request_id} | answer
-        router.send_multipart([self._routing_id, msgpack.packb(answer)])
+        self._answer_to([msgpack.packb(answer)])
+
+
+def _send_frames(router: zmq.Socket[bytes], routing_id: bytes, frames: list[bytes]) -> None:
+    router.send_multipart([routing_id, *frames])
+
+
+def _send_packets(line: socket.socket, packets: list[bytes]) -> None:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a client that has had enough
+        for packet in packets:
+            line.send(packet)

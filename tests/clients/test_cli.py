@@ -141,6 +141,29 @@ def test_rearm_lets_a_claim_report_again(daemon: FakeDaemon) -> None:
     assert refused.stderr == "hwbpctl: EINVAL: claim 7 is armed\n"
 
 
+def test_enabled_asks_for_each_cpu_or_for_a_thread(daemon: FakeDaemon) -> None:
+    # Given a daemon with an armed slot on CPU 0 and a held one on CPU 2,
+    counts = {0: (1, 1), 2: (0, 1)}
+
+    def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
+        armed, held = counts.get(request.get("cpu", 0), (0, 0))
+        return [message("enabled", enabled=armed > 0, armed=armed, held=held)]
+
+    daemon.answers["enabled"] = answer
+
+    # when it is asked about some, then each has its line, and without any, those that are online have.
+    lines = ["cpu 0: yes, 1 of 1 slot armed", "cpu 1: none of ours", "cpu 2: none armed, 0 of 1 slot armed"]
+    assert run(daemon, "enabled", "-C", "0-2").stdout.splitlines() == lines
+    assert run(daemon, "enabled").stdout.splitlines() == lines[:2]
+    assert run(daemon, "enabled", "-t", "812", "-C", "0").stdout == "tid 812 on cpu 0: yes, 1 of 1 slot armed\n"
+    assert run(daemon, "enabled", "-t", "812").stdout == "tid 812: yes, 1 of 1 slot armed\n"
+    value = json.loads(run(daemon, "enabled", "-C", "0", "-t", "812", as_json=True).stdout)
+    assert value == [{"cpu": 0, "tid": 812, "enabled": True, "armed": 1, "held": 1}]
+    assert run(daemon, "enabled", "-C", "x").exit_code == 2
+    asked = [(ask.get("cpu"), ask.get("tid")) for ask in daemon.asked("enabled")]
+    assert asked[5:] == [(0, 812), (None, 812), (0, 812)]
+
+
 # --- refusals and wrong usage ----------------------------------------------------------------------------------------
 
 

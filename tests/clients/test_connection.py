@@ -70,7 +70,8 @@ def test_a_path_that_is_no_socket_or_too_long_for_one_is_not_reachable(tmp_path:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else: run the tests as root")
 def test_a_socket_one_may_not_use_says_so(daemon: FakeDaemon) -> None:
-    daemon.path.chmod(0o600)
+    for path in daemon.paths:
+        path.chmod(0o600)
     os.seteuid(65534)
     try:
         with pytest.raises(hwbp.NotReachable, match="access is denied"):
@@ -260,7 +261,6 @@ def test_estale_ends_the_session_and_its_claims(daemon: FakeDaemon, client: hwbp
 @pytest.mark.parametrize(
     "frames",
     [
-        [b""],
         [b"\xc1"],
         [msgpack.packb([1, 2])],
         [msgpack.packb({"op": "hits"})],
@@ -281,6 +281,16 @@ def test_what_is_no_message_ends_the_session(daemon: FakeDaemon, client: hwbp.Cl
     assert watch.ended.reason == "protocol"
     with pytest.raises(hwbp.BadMessage):
         client.slots()
+
+
+def test_an_empty_message_ends_the_session(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    watch = client.claim(EVENT, tid=1)
+    daemon.push_bytes(b"")
+
+    # On ZeroMQ it is no message; on SEQPACKET nothing can be told from the end of the connection.
+    assert list(watch.hits()) == []
+    assert watch.ended
+    assert watch.ended.reason == ("connection" if daemon.offers_seqpacket else "protocol")
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")  # the fake daemon's thread

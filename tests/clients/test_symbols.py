@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hwbpctl.symbols import Symbols
+from hwbpctl.symbols import NOWHERE, Symbols
 
 MAPS = """\
 00400000-00401000 r--p 00000000 fe:00 1234                               /usr/bin/a program
@@ -84,3 +84,11 @@ def test_names_are_remembered_until_they_are_to_be_forgotten(proc: Path) -> None
     assert symbols.comm(812) == "loop"
     symbols.forget()
     assert (symbols.comm(812), symbols.where(812, 0x401000, False)) == ("other", "/usr/bin/other+0x1000")
+
+
+def test_of_a_machine_that_is_not_this_host_no_name_is_made_up_from_this_host() -> None:
+    symbols = Symbols(NOWHERE)
+
+    assert symbols.comm(1) == "?"
+    assert symbols.where(1, 0x401136, in_kernel=False) == ""
+    assert symbols.where(1, 0xFFFFFFFF81000000, in_kernel=True) == ""

@@ -20,7 +20,8 @@ import msgpack
 
 from tests.fuzz.judge import Broken, Judge
 from tests.fuzz.mouth import Knowledge, Mouth
-from tests.fuzz.visits import Visitor, Visits, framed
+from tests.fuzz.packets import AllVisits, PacketVisitor, kinds_of_visitor
+from tests.fuzz.said import Said
 
 CONVERSATIONS = 4
 BATCH = 40  # messages at once: few enough for all their replies to wait
@@ -52,7 +53,7 @@ class Outcome(NamedTuple):
 
 
 class Conversation:
-    """A connection on which every message is answered, and every answer judged."""
+    """A connection, by ZeroMQ or by SEQPACKET, on which every message is answered, and every answer judged."""
 
     def __init__(self, path: str, mouth: Mouth, knowledge: Knowledge, rng: random.Random) -> None:
         """:raises EOFError: when the daemon does not take one more connection."""
@@ -61,7 +62,7 @@ class Conversation:
         self._rng = rng
         self._marker = 0
         self.judge = Judge()
-        self.visitor = Visitor(path)
+        self.visitor = rng.choice(kinds_of_visitor(path))(path)
         try:
             self.visitor.shake_hands()
         except EOFError:
@@ -71,7 +72,7 @@ class Conversation:
     def batch(self, last: deque[bytes]) -> int:
         """Say so many things and hear all the answers; return how many were said."""
         self._knowledge.claims = self.judge.claims
-        said = [self._mouth.speak() for _ in range(BATCH)]
+        said = [self._speak() for _ in range(BATCH)]
         if not self.judge.has_session:
             said[0] = self._mouth.hello()
         self._marker += 1
@@ -79,7 +80,7 @@ class Conversation:
         last.extend(one.data for one in said)
         for one in said:
             self.judge.said(one)
-        self.visitor.pour(b"".join(framed(one.data) for one in said))
+        self.visitor.say_all([one.data for one in said])
         marker_id = next(iter(said[-1].ids))
         while True:
             message = self.visitor.hear()
@@ -89,6 +90,12 @@ class Conversation:
         if not self.judge.is_settled:
             raise Broken("some message has no reply")
         return len(said)
+
+    def _speak(self) -> Said:
+        while True:
+            said = self._mouth.speak()
+            if said.data or not isinstance(self.visitor, PacketVisitor):  # there, an empty one would be the end
+                return said
 
 
 class Assailant:
@@ -153,7 +160,7 @@ def _assail(channel: Any, order: Order, rng: random.Random, uid: int) -> Outcome
         now_ns=time.monotonic_ns,
     )
     mouth = Mouth(rng, knowledge)
-    visits = Visits(rng, order.path, mouth, uid)
+    visits = AllVisits(rng, order.path, mouth, uid)
     conversations: list[Conversation] = []
     replies = said = 0
     last: deque[bytes] = deque(maxlen=LAST_KEPT + BATCH)

@@ -51,6 +51,7 @@ REPLIES: dict[str, dict[str, type]] = {
         "limits": dict,
     },
     "why": {"claim": int, "state": str, "lines": list},
+    "following": {},
     "bye": {},
     "error": {"errno": str, "sentence": str, "holders": list, "claim": int},
 }
@@ -61,8 +62,27 @@ NOTICES: dict[str, dict[str, type]] = {
     "resumed": {"claim": int, "sentence": str, "cpu": int},
     "suspended": {"claim": int, "sentence": str, "cpu": int},
     "closing": {"sentence": str},
+    "decision": {
+        "what": str,
+        "at_ns": int,
+        "session": int,
+        "pid": int,
+        "comm": str,
+        "uid": int,
+        "claim": int,
+        "about": str,
+        "kind": str,
+        "label": str,
+        "errno": str,
+        "reason": str,
+        "sentence": str,
+        "cpu": int,
+        "missed": int,
+    },
 }
-REPLY_TO = {"hello": "welcome", "claim": "granted", "release": "released", "rearm": "rearmed", "goodbye": "bye"}
+REPLY_TO = {"hello": "welcome", "claim": "granted", "release": "released", "rearm": "rearmed", "goodbye": "bye"} | {
+    "follow": "following"
+}
 
 # What was asked in a session and waits for a look at others is not answered any more when the session is over.
 ENDS_SESSION = frozenset({"welcome", "bye"})

@@ -240,6 +240,7 @@ _OPS = {
     "rearm": 5,
     "hello": 3,
     "capabilities": 3,
+    "follow": 2,
     "foreign": 1,
     "goodbye": 1,
 }

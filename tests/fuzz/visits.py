@@ -46,6 +46,10 @@ class Visitor(RawPeer):
         """Send one message of one frame, or as much of it as is taken; raises ``EOFError`` when nobody listens."""
         self.pour(framed(data))
 
+    def say_all(self, messages: list[bytes]) -> None:
+        """Send many at once."""
+        self.pour(b"".join(map(framed, messages)))
+
     def pour(self, data: bytes) -> None:
         try:
             self.socket.sendall(data)
@@ -115,7 +119,7 @@ class Visits:
             visitor.pour(self._rng.choice([b"", SIGNATURE, b"\xff", b"GET / "]) + self._rng.randbytes(100))
 
     def half_a_handshake(self) -> None:
-        visitor = self._leave_open()
+        visitor = self._leave_open(Visitor(self._path))
         visitor.pour((SIGNATURE + b"\x03\0NULL" + bytes(48))[: self._rng.randint(0, 64)])
 
     def old_version(self) -> None:
@@ -154,7 +158,7 @@ class Visits:
     # --- frames ------------------------------------------------------------------------------------------------------
 
     def half_a_frame(self) -> None:
-        visitor = self._leave_open()
+        visitor = self._leave_open(Visitor(self._path))
         visitor.shake_hands()
         frame = framed(self._mouth.speak().data)
         visitor.pour(frame[: self._rng.randrange(len(frame))])
@@ -203,7 +207,7 @@ class Visits:
 
     def no_hello(self) -> None:
         """Nothing is done for somebody without a session."""
-        with Visitor(self._path) as visitor:
+        with self._visitor() as visitor:
             visitor.shake_hands()
             for _ in range(10):
                 said = self._mouth.right()
@@ -214,7 +218,7 @@ class Visits:
                     raise Broken(f"without hello {said.op} was answered with {reply!r:.300}")
 
     def never_reads(self) -> None:
-        with Visitor(self._path) as visitor:
+        with self._visitor() as visitor:
             visitor.shake_hands()
             visitor.say(self._mouth.hello().data)
             self.messages += UNREAD
@@ -228,7 +232,7 @@ class Visits:
         self._in_a_child(lambda: self._say_and_die(said))
 
     def _say_and_die(self, said: list[Said]) -> None:
-        visitor = Visitor(self._path)
+        visitor = self._visitor()
         visitor.shake_hands()
         for one in said:
             visitor.say(one.data)
@@ -241,7 +245,7 @@ class Visits:
         self._in_a_child(self._change_and_hello)
 
     def _change_and_hello(self) -> None:
-        visitor = Visitor(self._path)
+        visitor = self._visitor()
         visitor.shake_hands()
         os.setresuid(NOBODY_UID, NOBODY_UID, NOBODY_UID)
         visitor.say(self._mouth.hello().data)
@@ -251,7 +255,7 @@ class Visits:
     def comes_back(self) -> None:
         """A session that lost its connection has lost all, and can begin anew."""
         for _ in range(2):
-            with Visitor(self._path) as visitor:
+            with self._visitor() as visitor:
                 visitor.shake_hands()
                 stale = self._asks(visitor, self._mouth.marker(0))
                 if stale["errno"] != "ESTALE":
@@ -262,11 +266,15 @@ class Visits:
 
     # --- what they share ---------------------------------------------------------------------------------------------
 
-    def _leave_open(self) -> Visitor:
+    def _visitor(self) -> Visitor:
+        """Somebody who speaks as docs/protocol.md says, by whichever way in."""
+        return Visitor(self._path)
+
+    def _leave_open(self, visitor: Visitor) -> Visitor:
         if len(self._crowd) == CROWD:
             self._crowd.popleft().socket.close()
-        self._crowd.append(Visitor(self._path))
-        return self._crowd[-1]
+        self._crowd.append(visitor)
+        return visitor
 
     def _opens_a_session(self, visitor: Visitor) -> None:
         reply = self._asks(visitor, self._mouth.hello())

@@ -37,6 +37,9 @@ LINES_SHOWN = 30  # of the log, when something goes wrong
 
 Line = dict[str, Any]
 
+# Settings under which clients take the one or the other; as the daemon comes, SEQPACKET where the kernel is up to it.
+TRANSPORTS = {"seqpacket": "", "zmq": "fast_socket = false"}
+
 MARKS = [
     pytest.mark.hardware,
     pytest.mark.skipif(os.uname().machine != "x86_64", reason="the independent probe of slots knows x86-64 only"),

@@ -12,16 +12,26 @@ import pytest
 import hwbp
 from examples.target import Target
 from hwbpd_linux.cpus import online_cpus
-from tests.hardware.daemon import MARKS, WAIT_S, Daemon, all_free, books_free, kernel_free, kernel_room, own_name
+from tests.hardware.daemon import (
+    MARKS,
+    TRANSPORTS,
+    WAIT_S,
+    Daemon,
+    all_free,
+    books_free,
+    kernel_free,
+    kernel_room,
+    own_name,
+)
 
 pytestmark = MARKS
 
 EVERY_DELIVERY = pytest.mark.parametrize("delivery", ["hits", "count", "hold"])
 
 
-@pytest.fixture(scope="module")
-def daemon(host: None) -> Iterator[Daemon]:
-    with Daemon() as daemon:
+@pytest.fixture(scope="module", params=TRANSPORTS)
+def daemon(host: None, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    with Daemon(TRANSPORTS[request.param]) as daemon:
         yield daemon
 
 

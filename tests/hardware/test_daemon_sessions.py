@@ -17,7 +17,7 @@ import zmq
 
 import hwbp
 from examples.target import Target
-from tests.hardware.daemon import MARKS, WAIT_S, Daemon, all_free, books_free, kernel_free, lines_until
+from tests.hardware.daemon import MARKS, TRANSPORTS, WAIT_S, Daemon, all_free, books_free, kernel_free, lines_until
 
 pytestmark = MARKS
 
@@ -32,9 +32,9 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture
-def daemon(alone: None) -> Iterator[Daemon]:
-    with Daemon() as daemon:
+@pytest.fixture(params=TRANSPORTS)
+def daemon(alone: None, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    with Daemon(TRANSPORTS[request.param]) as daemon:
         yield daemon
 
 

@@ -24,6 +24,9 @@ from hwbpd.core.errors import BadClaim, NotSupported, TargetGone
 from hwbpd.core.model import Access, Delivery, Mode, Piece, Plan, Pool, Span, Target, Totals
 from hwbpd.hookspecs import ArmError, Backend, BackendFactory, Batch, CpuFacts, Machine, TargetEnd
 from hwbpd.plugins import Plugins
+from hwbpd_sim.machine import FACTS, SimMachine
+from hwbpd_sim.records import Step
+from hwbpd_sim.world import World as SimulatedWorld
 from tests.fakes import RECORD, FakeBackend, FakeMachine
 from tests.host import HostBusy, exclusive
 
@@ -201,6 +204,39 @@ class RealWorld:
         self._program.__exit__(None, None, None)
 
 
+class SimWorld:
+    """The simulated machine, and a process on it that does nothing by itself."""
+
+    def __init__(self) -> None:
+        self._slots = PLUGINS.backend(FACTS)
+        self._world = SimulatedWorld(self._slots.slots(), 2, self._slots.describe()["reports"])
+        self._sim = SimMachine(self._world)
+        self.machine: Machine = self._sim
+        self.tid = 812
+        self.piece = Piece(Span(0x404040, 8), WRITE, Pool.ANY)
+        with self._sim.world() as world:
+            world.start_process(self.tid, "program")
+
+    def write(self, times: int) -> None:
+        with self._sim.world() as world:
+            for _ in range(times):
+                world.step(self.tid, Step(WRITE, self.piece.span.address, 8, 0x401000, 0x401004))
+
+    def end_thread(self) -> None:
+        with self._sim.world() as world:
+            world.exit_thread(self.tid)
+
+    def run_another_program(self) -> None:
+        with self._sim.world() as world:
+            world.exec_process(self.tid, "another")
+
+    def another_machine(self) -> Machine:
+        return SimMachine(self._world)
+
+    def close(self) -> None:
+        self.machine.close()
+
+
 REAL = [name for name, factory in PLUGINS.machines.items() if factory.real]
 
 
@@ -215,10 +251,13 @@ def host() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["fake", *(pytest.param(name, marks=pytest.mark.hardware) for name in REAL)])
+SIMULATED: dict[str, Callable[[], World]] = {"fake": FakeWorld, "sim": SimWorld}
+
+
+@pytest.fixture(params=[*SIMULATED, *(pytest.param(name, marks=pytest.mark.hardware) for name in REAL)])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    if request.param == "fake":
-        world: World = FakeWorld()
+    if request.param in SIMULATED:
+        world = SIMULATED[request.param]()
     else:
         request.getfixturevalue("host")
         world = RealWorld(request.param)
@@ -258,7 +297,8 @@ def drained(world: World, resource_id: int, budget_bytes: int = 2**20) -> Batch:
 
 
 def test_every_machine_that_is_found_is_tried_here() -> None:
-    assert list(PLUGINS.machines) == REAL, "a machine that is not real needs a world that makes its breakpoints fire"
+    tried = {*REAL, *SIMULATED} - {"fake"}
+    assert PLUGINS.machines.keys() == tried, "a machine that is not real needs a world that makes its breakpoints fire"
 
 
 def test_a_machine_knows_its_cpus_and_what_they_are(world: World) -> None:

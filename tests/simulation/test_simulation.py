@@ -22,6 +22,7 @@ from hwbpd.core import invariants
 from hwbpd.core.lifecycle import State
 from hwbpd.core.model import Pool
 from hwbpd.hookspecs import Foreign
+from hwbpd.server import Server
 from hwbpd.settings import Guard, Limits, Rings, Settings
 from tests.fakes import IN_KERNEL, IN_USER, KERNEL_IP, RECORD, ROOT, FakeClient, Rig
 from tests.slow_model import cpu_wide, of_busiest
@@ -117,7 +118,7 @@ class Expectation:
 class Simulation:
     """One random history."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, make_server: type[Server] = Server) -> None:
         self.rng = random.Random(seed)
         slots = self.rng.choice([{Pool.ANY: 4}, {Pool.ANY: 2}, {Pool.ANY: 1}])
         guard = Guard(hits_per_s=GUARD_PER_S, rearm_after_s=self.rng.choice([0.0, 5.0]))
@@ -127,6 +128,7 @@ class Simulation:
             seed=seed,
             refuses=0.05,
             settings=Settings(limits=LIMITS, rings=RINGS, guard=guard),
+            make_server=make_server,
         )
         self.rig.rights.allowed_cpu_wide = self.rng.random() < 0.7
         self.seen: dict[FakeClient, Expectation] = {}

@@ -1,0 +1,382 @@
+"""
+The simulated world: CPUs, processes and their threads, the slots they have, and what happens when memory is touched.
+
+It is pure: it has no clock, descriptor, thread or randomness, and does only what it is told, in the order in which it
+is told; the same calls lead to the same hits. ``workload.py`` makes things happen in it, ``machine.py`` shows it to the
+daemon. What it keeps to:
+
+1. A step of a task traps once for each leg, of its CPU or of the task, whose piece the step touches: an access of that
+   kind to one of its bytes, or the execution of the very instruction at its first byte; in a mode that is to be seen.
+2. A slot is taken by the kernel's rule and counts until it is given back, whether or not it can still trap.
+3. A thread is born with the slots its process is covered by. They go when it exits; every other slot of a thread stays
+   until it is given back, though the thread be gone.
+4. After an exec nothing traps for what was not to go on across it. Its slot stays, too.
+5. What is bound to a CPU that goes offline is dead, and stays so when the CPU is back. Tasks move on to another.
+
+Turned down: to keep threads out of CPUs where they have a bound slot, or to schedule them. A thread is on one CPU, and
+moves when it is told to.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from hwbpd.core.errors import TargetGone
+from hwbpd.core.model import Access, Delivery, Mode, Piece, Pool, Process, Target, Task, Totals
+from hwbpd.hookspecs import ArmError, Batch, Foreign, TargetEnd
+from hwbpd_sim.admission import PoolCounts
+from hwbpd_sim.armed import Armed, Leg
+from hwbpd_sim.outsiders import Outsider, OutsideSlot, found
+from hwbpd_sim.records import Step, pack
+
+_NO_LEGS: Mapping[Leg, None] = {}
+
+Key = TypeVar("Key", int, Task)
+
+
+class World:
+    """
+    Everything there is.
+
+    :param slots: how many slots each pool has on one CPU.
+    :param cpus: how many CPUs there are, all online.
+    :param reports: access letters -> "before" or "after", as a backend describes it.
+
+    ``now_ns`` is what records say the time is; whoever makes things happen sets it. ``faults`` is for the legs to come:
+    each leg that is to be taken uses up one entry, 0 to be asked for as always, or an errno to be refused with.
+    ``news`` holds the resources that have something to drain or have lost their target since it was last emptied, and
+    ``cpus_changed`` says that CPUs came or went.
+    """
+
+    def __init__(self, slots: Mapping[Pool, int], cpus: int, reports: Mapping[str, str]) -> None:
+        self.possible = self.online = tuple(range(cpus))
+        self._possible = self._online = frozenset(self.possible)  # the same, to look one up
+        self.now_ns = 0
+        self.faults: deque[int] = deque()
+        self.news: set[int] = set()
+        self.cpus_changed = False
+        self.cpu_of: dict[Task, int] = {}  # the live threads, and where they run
+        self._tasks: dict[int, Task] = {}
+        self._threads: dict[Process, list[Task]] = {}
+        self._processes: dict[int, Process] = {}
+        self._names: dict[Process, str] = {}
+        self.pools = frozenset(slots)
+        self._counts = {pool: PoolCounts(count) for pool, count in slots.items()}
+        self._reports_after = {letters: when == "after" for letters, when in reports.items()}
+        self._armed: dict[int, Armed] = {}
+        self._ids: dict[Armed, int] = {}
+        self._legs_on: dict[int, dict[Leg, None]] = {}  # by CPU, those that can trap
+        self._legs_of: dict[Task, dict[Leg, None]] = {}
+        self._outside: list[OutsideSlot] = []
+        self._born = 0
+
+    # --- processes and threads ---------------------------------------------------------------------------------------
+
+    def start_process(self, pid: int, name: str, cpu: int = 0) -> Task:
+        """Start a process; return its first thread, whose number is ``pid``."""
+        assert pid not in self._tasks, f"{pid} is in use"
+        process = Process(pid, self._born + 1)
+        self._processes[pid] = process
+        self._threads[process] = []
+        self._names[process] = name
+        return self._start(process, pid, cpu)
+
+    def start_thread(self, pid: int, tid: int, cpu: int = 0) -> Task:
+        """Start one more thread of a process."""
+        assert tid not in self._tasks, f"{tid} is in use"
+        process = self.process(pid)
+        parent = self._threads[process][0]
+        task = self._start(process, tid, cpu)
+        for leg in list(self._legs_of.get(parent, _NO_LEGS)):  # 3
+            if leg.armed.target.process is not None:
+                assert self._counts[leg.armed.piece.pool].admits(task, None), "a child has no more than its parent"
+                self._add(Leg(leg.armed, task, None, inherited=True))
+        return task
+
+    def exit_thread(self, tid: int) -> None:
+        """End a thread; with the last one its process ends."""
+        task = self._tasks.pop(tid)
+        assert task.process is not None
+        threads = self._threads[task.process]
+        threads.remove(task)
+        del self.cpu_of[task]
+        if not threads:
+            del self._threads[task.process], self._processes[task.process.pid], self._names[task.process]
+        for leg in self._legs_of.pop(task, _NO_LEGS):
+            if leg.inherited:
+                self._remove(leg)
+            if leg.armed.target.task is not None or not threads:
+                self._end(leg.armed, TargetEnd.EXIT)
+
+    def exec_process(self, pid: int, name: str) -> None:
+        """Let the first thread of a process run another program; the others exit before."""
+        process = self.process(pid)
+        for other in [task.tid for task in self._threads[process] if task.tid != pid]:
+            self.exit_thread(other)
+        self._names[process] = name
+        legs = self._legs_of.get(self._tasks[pid], {})
+        for leg in [leg for leg in legs if not leg.armed.mode.across_exec]:  # 4
+            del legs[leg]
+            self._end(leg.armed, TargetEnd.EXEC)
+
+    def move(self, tid: int, cpu: int) -> None:
+        """Let a thread run on another CPU from now on."""
+        assert cpu in self.online, f"cpu {cpu} is offline"
+        self.cpu_of[self._tasks[tid]] = cpu
+
+    def is_alive(self, tid: int) -> bool:
+        return tid in self._tasks
+
+    def task(self, tid: int) -> Task:
+        """As ``Machine.task``."""
+        if tid not in self._tasks:
+            raise TargetGone(f"the simulated machine has no thread {tid}{self._there_are()}")
+        return self._tasks[tid]
+
+    def process(self, pid: int) -> Process:
+        """As ``Machine.process``."""
+        if pid not in self._processes:
+            raise TargetGone(f"the simulated machine has no process {pid}{self._there_are()}")
+        return self._processes[pid]
+
+    def processes(self) -> Sequence[tuple[Process, str]]:
+        """Those that live, with their names."""
+        return list(self._names.items())
+
+    def threads(self, process: Process) -> Sequence[int]:
+        """As ``Machine.threads``."""
+        return [task.tid for task in self._threads.get(process, ())]
+
+    def _start(self, process: Process, tid: int, cpu: int) -> Task:
+        self._born += 1
+        task = Task(tid, self._born, process)
+        self._tasks[tid] = task
+        self._threads[process].append(task)
+        self.cpu_of[task] = cpu
+        return task
+
+    def _there_are(self) -> str:
+        pids = list(self._processes)
+        if not pids:
+            return ""
+        named = ", ".join(map(str, pids[:4])) + (", ..." if len(pids) > 4 else "")
+        return f"; its processes are {named} (`hwbpctl caps`)"
+
+    # --- CPUs --------------------------------------------------------------------------------------------------------
+
+    def take_cpu_offline(self, cpu: int) -> None:
+        """Take a CPU away; the last one stays."""
+        assert cpu in self.online, f"cpu {cpu} is offline"
+        assert len(self.online) > 1, "a machine keeps one CPU"
+        self._are_online(self._online - {cpu})
+        self._legs_on.pop(cpu, None)  # 5
+        for number, task in enumerate([task for task, where in self.cpu_of.items() if where == cpu]):
+            self.cpu_of[task] = self.online[number % len(self.online)]
+
+    def bring_cpu_online(self, cpu: int) -> None:
+        """Bring a CPU back."""
+        assert cpu in self.possible, f"there is no cpu {cpu}"
+        self._are_online(self._online | {cpu})
+
+    def _are_online(self, cpus: frozenset[int]) -> None:
+        self._online = cpus
+        self.online = tuple(sorted(cpus))
+        self.cpus_changed = True
+
+    # --- what traps --------------------------------------------------------------------------------------------------
+
+    def step(self, tid: int, step: Step) -> None:
+        """Let a thread make one step on the CPU that it is on: 1."""
+        task = self._tasks[tid]
+        cpu = self.cpu_of[task]
+        on_cpu, of_task = self._legs_on.get(cpu), self._legs_of.get(task)
+        if on_cpu:
+            for leg in on_cpu:
+                self._try(leg, step, task, cpu)
+        if of_task:
+            for leg in of_task:
+                if leg.cpu is None or leg.cpu == cpu:
+                    self._try(leg, step, task, cpu)
+
+    def _try(self, leg: Leg, step: Step, task: Task, cpu: int) -> None:
+        armed = leg.armed
+        mode = armed.mode
+        if not (armed.reports and leg.left and (mode.kernel if step.in_kernel else mode.user)):
+            return
+        if not touches(armed.piece, step):
+            return
+        if leg.left > 0:
+            leg.left -= 1
+        armed.hits += 1
+        if armed.delivers_hits:
+            after = self._reports_after[armed.piece.access.letters]
+            armed.put(leg, cpu, pack(armed.piece, mode, step, task, cpu, self.now_ns, after))
+            self.news.add(self._ids[armed])
+
+    # --- slots -------------------------------------------------------------------------------------------------------
+
+    def arm(self, resource_id: int, piece: Piece, target: Target, mode: Mode) -> None:
+        """As ``Machine.arm``: ENODEV for a CPU that is not there, ESRCH for a thread or process that is gone."""
+        assert resource_id not in self._armed, f"resource {resource_id} is armed already"
+        armed = Armed(piece, target, mode)
+        self._take(armed, list(self._places(target)))
+        self._armed[resource_id] = armed
+        self._ids[armed] = resource_id
+
+    def disarm(self, resource_id: int) -> tuple[Batch, Totals]:
+        """As ``Machine.disarm``."""
+        armed = self._armed.pop(resource_id)
+        del self._ids[armed]
+        self.news.discard(resource_id)
+        self._remove_all(armed)
+        return armed.drain(armed.mode.ring_bytes * (1 + len(self.possible))), Totals(armed.hits, armed.lost)
+
+    def top_up(self, resource_id: int, hits: int) -> bool:
+        """As ``Machine.top_up``."""
+        armed = self._armed[resource_id]
+        if not (armed.is_fused and armed.reports):
+            return True
+        blown = [leg for leg in armed.legs if not leg.left]
+        for leg in armed.legs:
+            leg.left += hits if leg.left else 0
+        return not blown
+
+    def silence(self, resource_id: int) -> None:
+        """As ``Machine.silence``."""
+        self._armed[resource_id].reports = False
+
+    def rearm(self, resource_id: int, fuse_hits: int) -> None:
+        """As ``Machine.rearm``. As in Linux, a new fuse takes new slots in place of those given up for it."""
+        armed = self._armed[resource_id]
+        if armed.mode.delivery is Delivery.HOLD:
+            return
+        armed.reports = True
+        armed.fuse(fuse_hits)
+        if armed.may_be_fused:
+            places = [(leg.task, leg.cpu) for leg in armed.legs]
+            self._remove_all(armed)
+            self._take(armed, places)
+
+    def drop_cpu(self, resource_id: int, cpu: int) -> None:
+        """As ``Machine.drop_cpu``."""
+        for leg in [leg for leg in self._armed[resource_id].legs if leg.cpu == cpu]:
+            self._remove(leg)
+
+    def add_cpu(self, resource_id: int, cpu: int) -> None:
+        """As ``Machine.add_cpu``."""
+        armed = self._armed[resource_id]
+        target = armed.target
+        belongs = target.is_cpu_wide if target.cpus is None else cpu in target.cpus
+        if belongs and all(leg.cpu != cpu for leg in armed.legs):
+            self._take(armed, [(target.task, cpu)])
+
+    def armed(self, resource_id: int) -> Armed:
+        """The resource of that number."""
+        return self._armed[resource_id]
+
+    def armed_ids(self) -> Sequence[int]:
+        """The resources there are."""
+        return list(self._armed)
+
+    def _places(self, target: Target) -> Iterator[tuple[Task | None, int | None]]:
+        """Where a target needs a slot; raises ``ArmError``."""
+        if target.process is not None:
+            if self._processes.get(target.process.pid) != target.process:
+                raise ArmError(errno.ESRCH, tid=target.process.pid)
+            yield from ((task, None) for task in self._threads[target.process])
+            return
+        task = target.task
+        if target.cpus is not None:
+            yield from ((task, cpu) for cpu in target.cpus)
+        elif task is not None:
+            yield task, None
+        else:
+            yield from ((None, cpu) for cpu in self.online)
+
+    def _take(self, armed: Armed, places: Sequence[tuple[Task | None, int | None]]) -> None:
+        """Take a leg in each place, or none of them: 2. What does not exist is told before what has no room."""
+        counts = self._counts[armed.piece.pool]
+        for task, cpu in places:
+            if task is not None and task not in self.cpu_of:
+                raise ArmError(errno.ESRCH, cpu=cpu, tid=task.tid)
+            if cpu is not None and cpu not in (self._online if task is None else self._possible):
+                raise ArmError(errno.ENODEV, cpu=cpu, tid=None if task is None else task.tid)
+        taken: list[Leg] = []
+        for task, cpu in places:
+            refusal = self.faults.popleft() if self.faults else 0
+            if not refusal and not counts.admits(task, cpu):
+                refusal = errno.ENOSPC
+            if refusal:
+                for leg in taken:
+                    self._remove(leg)
+                raise ArmError(refusal, cpu=cpu, tid=None if task is None else task.tid)
+            taken.append(Leg(armed, task, cpu))
+            self._add(taken[-1])
+
+    def _add(self, leg: Leg) -> None:
+        leg.armed.legs.append(leg)
+        self._counts[leg.armed.piece.pool].take(leg.task, leg.cpu)
+        if leg.task is not None:
+            self._legs_of.setdefault(leg.task, {})[leg] = None
+        elif leg.cpu is not None:
+            self._legs_on.setdefault(leg.cpu, {})[leg] = None
+
+    def _remove_all(self, armed: Armed) -> None:
+        for leg in list(armed.legs):
+            self._remove(leg)
+
+    def _remove(self, leg: Leg) -> None:
+        leg.armed.legs.remove(leg)
+        self._counts[leg.armed.piece.pool].give_back(leg.task, leg.cpu)
+        if leg.task is not None:
+            _forget(self._legs_of, leg.task, leg)
+        elif leg.cpu is not None:
+            _forget(self._legs_on, leg.cpu, leg)
+
+    def _end(self, armed: Armed, end: TargetEnd) -> None:
+        armed.end = armed.end or end
+        self.news.add(self._ids[armed])
+
+    # --- outside the daemon ------------------------------------------------------------------------------------------
+
+    def take_outside(self, who: Outsider, pool: Pool, tid: int | None = None, cpu: int | None = None) -> None:
+        """Let somebody outside the daemon take a slot of a thread or a CPU; raises ``ArmError`` where there is none."""
+        task = None if tid is None else self._tasks[tid]
+        if not self._counts[pool].admits(task, cpu):
+            raise ArmError(errno.ENOSPC, cpu=cpu, tid=tid)
+        self._counts[pool].take(task, cpu)
+        self._outside.append(OutsideSlot(who, pool, task, cpu))
+
+    def leave_outside(self, who: Outsider) -> None:
+        """Let him give back all that he has."""
+        for slot in [slot for slot in self._outside if slot.outsider == who]:
+            self._outside.remove(slot)
+            self._counts[slot.pool].give_back(slot.task, slot.cpu)
+
+    def foreign(self, pool: Pool, target: Target, cpu: int | None) -> Sequence[Foreign]:
+        """As ``Machine.foreign``."""
+        tasks: frozenset[Task] | None = None
+        if not target.is_cpu_wide:
+            tasks = frozenset(self._threads.get(target.process, ()) if target.process else filter(None, (target.task,)))
+        return found(self._outside, pool, tasks, cpu)
+
+
+def touches(piece: Piece, step: Step) -> bool:
+    """Whether a slot that holds ``piece`` is for what a step does."""
+    span = piece.span
+    if step.access is Access.EXECUTE:
+        return Access.EXECUTE in piece.access and step.address == span.address
+    overlaps = step.address < span.address + span.length_bytes and span.address < step.address + step.length_bytes
+    return overlaps and bool(step.access & piece.access)
+
+
+def _forget(table: dict[Key, dict[Leg, None]], key: Key, leg: Leg) -> None:
+    """Take a leg out of a table, if it is still there: one that can trap no more is not."""
+    legs = table.get(key)
+    if legs is not None:
+        legs.pop(leg, None)
+        if not legs:
+            del table[key]
