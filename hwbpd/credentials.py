@@ -30,6 +30,8 @@ from hwbpd.core.errors import NotPermitted
 
 INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO: its inode number is part of the kernel's interface
 
+GONE = "the process that connected is gone or cannot be looked at"
+
 _READ_BYTES = 8192
 
 Ids = tuple[int, int, int]  # real, effective, saved
@@ -83,7 +85,7 @@ def read(pid: int, pidfd: int, *, uid: int, gid: int) -> Credentials:
     except (OSError, ValueError):
         found = None
     if found is None or _is_gone(pidfd):  # what was read may then be of a later process with the same number
-        raise NotPermitted("the process that connected is gone or cannot be looked at")
+        raise NotPermitted(GONE)
     if (found.uid, found.gid) != (uid, gid):
         raise NotPermitted(
             f"your process connected as uid {uid}, gid {gid} and is now uid {found.uid}, gid {found.gid}; connect again"
@@ -91,6 +93,17 @@ def read(pid: int, pidfd: int, *, uid: int, gid: int) -> Credentials:
     if _ours().user_namespace != INITIAL_USER_NAMESPACE and _overflow_uid() in found.uids:
         raise NotPermitted("your uid has no name in the daemon's user namespace, so nothing can be asked in your name")
     return found
+
+
+def is_in_our_pid_namespace(pid: int, pidfd: int) -> bool:
+    """Whether a connected process knows threads by the numbers we do; raises ``NotPermitted`` when it has exited."""
+    try:
+        number = namespace_number(f"/proc/{pid}/ns/pid")
+    except OSError:
+        number = None
+    if number is None or _is_gone(pidfd):
+        raise NotPermitted(GONE)
+    return number == _our_namespace("pid")
 
 
 def _look_at(pid: int) -> Credentials:

@@ -57,7 +57,7 @@ class Rights:
 
     def may_ask_about(self, peer: Peer, task: Task, of_any: bool = False) -> None:
         """Return if that is a thread of this very process, or ``of_any``, and known to it by that number."""
-        if not self._credentials(peer).in_our_pid_namespace:
+        if not credentials.is_in_our_pid_namespace(peer.pid, peer.pidfd):
             raise NotPermitted("you are in another pid namespace: your thread ids name other threads here")
         if not of_any and (task.process is None or task.process.pid != peer.pid):
             raise NotPermitted(f"tid {task.tid} is no thread of yours, pid {peer.pid}")

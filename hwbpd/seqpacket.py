@@ -97,6 +97,7 @@ class SeqpacketNetwork:
         self._ready: deque[_Line] = deque()
         self._lost: deque[int] = deque()
         self._woke = False
+        self._may_have_more = True  # than was last looked at; until ``woke``, once nothing was found
         self._knocking = False  # somebody may wait to be accepted
         self._is_full = False  # and could not be, for want of descriptors or memory
         self._connections = Connections(limits, self._hang_up)
@@ -146,13 +147,14 @@ class SeqpacketNetwork:
         return (self._epoll.fileno(),)  # of all connections: what a turn costs does not grow with those that are idle
 
     def woke(self, fd: int) -> None:
-        self._woke = self._woke or fd == self._epoll.fileno()
+        if fd == self._epoll.fileno():
+            self._woke = self._may_have_more = True
 
     def has_news(self) -> bool:
         return bool(self._ready or self._lost or self._knocking)  # of all else the descriptor tells, and goes on to
 
     def receive(self) -> Incoming | None:
-        while self._ready or self._look():
+        while self._ready or (self._may_have_more and self._look()):
             line = self._ready.popleft()
             data = self._read(line)
             if data is not None:
@@ -170,7 +172,9 @@ class SeqpacketNetwork:
 
     def _look(self) -> bool:
         """Take in what has happened to connections; return whether any has something to be read."""
-        for fd, events in self._epoll.poll(0, LINES_PER_LOOK):
+        happened = self._epoll.poll(0, LINES_PER_LOOK)
+        self._may_have_more = bool(happened)
+        for fd, events in happened:
             line = self._lines.get(fd)
             if line is None:
                 self._knocking = True
@@ -248,7 +252,7 @@ class SeqpacketNetwork:
 
     def _hang_up(self, fd: int) -> None:
         line = self._lines[fd]
-        line.is_hung_up = True
+        line.is_hung_up = self._may_have_more = True
         line.socket.shutdown(socket.SHUT_RDWR)  # which epoll tells us of; until then it may be somewhere in our hands
 
     def _end(self, line: _Line) -> None:

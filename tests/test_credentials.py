@@ -167,3 +167,16 @@ def test_a_living_process_does_not_stand_in_for_a_dead_one_of_the_same_number() 
     with pytest.raises(NotPermitted, match="gone"):
         credentials.read(os.getpid(), pidfd, uid=os.geteuid(), gid=os.getegid())
     os.close(pidfd)
+
+
+def test_a_process_in_our_pid_namespace_knows_threads_by_our_numbers_until_it_is_gone() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            assert credentials.is_in_our_pid_namespace(process.pid, pidfd)
+            process.kill()
+            process.wait()
+            with pytest.raises(NotPermitted, match="is gone"):
+                credentials.is_in_our_pid_namespace(process.pid, pidfd)
+        finally:
+            os.close(pidfd)

@@ -61,6 +61,7 @@ class Somebody:
         self.now: Credentials | None = STRANGER
         self.read: list[tuple[int, int, int, int]] = []
         monkeypatch.setattr(credentials, "read", self._read)
+        monkeypatch.setattr(credentials, "is_in_our_pid_namespace", lambda *_: self.now.in_our_pid_namespace)
 
     def _read(self, pid: int, pidfd: int, *, uid: int, gid: int) -> Credentials:
         self.read.append((pid, pidfd, uid, gid))
