@@ -77,6 +77,11 @@ class Connection:
             raise transport.not_reachable(self.path, why) from silence
         except Stale as lost:
             raise transport.not_reachable(self.path, "whoever listens there closed the connection") from lost
+        except BadMessage as gibberish:
+            if self.over is None:  # a daemon has refused it, in words
+                raise
+            why = "whoever listens there says what hwbpd would not; is it hwbpd?"
+            raise transport.not_reachable(self.path, why) from gibberish
 
     def request(self, op: str, **fields: Any) -> dict[str, Any]:
         """

@@ -102,7 +102,8 @@ def test_a_listener_that_hangs_up_is_not_reachable(tmp_path: Path) -> None:
         answering.start()
 
         # when a client says hello, then it learns that this is no daemon before its patience is over.
-        with pytest.raises(hwbp.NotReachable, match="closed the connection"):
+        # ZeroMQ takes such words for an old dialect of its own, if they come before the end of the connection does.
+        with pytest.raises(hwbp.NotReachable, match="closed the connection|what hwbpd would not"):
             hwbp.connect(path, timeout=30)
         answering.join()
 
