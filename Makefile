@@ -6,9 +6,12 @@
 PYTHON =
 # Further arguments for pytest: make test ARGS="-k admission -x"
 ARGS =
-# The oracle: how many operations are compared with the running kernel, and from which seed (empty: a new one).
+# The oracle: how many operations are compared with the running kernel, and from which seed (empty: a new one). The
+# simulation: how many events.
 N = 100000
 SEED =
+# Small worlds: how many acts deep they are searched.
+DEPTH = 4
 # Hostile input: how many messages.
 MESSAGES = 200000
 # Foreign users of slots: how many random scenarios.
@@ -18,7 +21,7 @@ venv_python = .venv/bin/python
 pip_install = $(venv_python) -m pip install --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench oracle fuzz foreigners hotplug setup setup-dev clean
+.PHONY: help demo test bench oracle simulate worlds mutants fuzz foreigners hotplug setup setup-dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +29,9 @@ help:
 	@echo 'make test      behaviour, types, lint and layout; ARGS="-k admission" for a part'
 	@echo 'make bench     latencies beside their floors: a bare echo, the bare system calls'
 	@echo 'make oracle    compare admission with the running kernel: N=100000 SEED=7'
+	@echo 'make simulate  arbitration with everything going wrong: N=1000000 SEED=7'
+	@echo 'make worlds    every history of a small world, so many acts deep: DEPTH=4'
+	@echo 'make mutants   change the rules of the core, and see whether a test notices: N=100 SEED=7'
 	@echo 'make fuzz      hostile input against a daemon: MESSAGES=200000 SEED=7'
 	@echo 'make foreigners  culprits outside hwbpd, named or left unnamed, never wrongly: SCENARIOS=300 SEED=7'
 	@echo 'make hotplug   take a CPU offline and back under claims; disturbs whatever runs beside it'
@@ -43,6 +49,22 @@ bench: setup-dev
 
 oracle: setup-dev
 	@$(venv_python) -m tests.judges.oracle --operations $(N) $(if $(SEED),--seed $(SEED))
+
+simulate: setup-dev
+	@$(venv_python) -m tests.simulation --events $(N) $(if $(SEED),--seed $(SEED))
+
+worlds: setup-dev
+	@$(venv_python) -m tests.worlds --depth $(DEPTH)
+
+# Its tool brings a web server along, so it has an environment of its own.
+mutants: setup-dev .make/mutants/installed
+	@$(venv_python) -m tests.mutants --mutants $(if $(filter file,$(origin N)),100,$(N)) $(if $(SEED),--seed $(SEED)) \
+		--cosmic-ray .make/mutants/bin/cosmic-ray
+
+.make/mutants/installed: | .venv/made
+	@$(venv_python) -m venv .make/mutants
+	@.make/mutants/bin/python -m pip install --quiet --disable-pip-version-check --no-input 'cosmic-ray>=8.4'
+	@touch $@
 
 fuzz: setup-dev
 	@$(venv_python) -m tests.fuzz --messages $(MESSAGES) $(if $(SEED),--seed $(SEED))

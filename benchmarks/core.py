@@ -22,8 +22,8 @@ STEPS_PER_LIFE = 4
 LIVES_PER_ROUND = 500
 SLOTS = 4
 
-SPAN = Span(0x404040, 8)
-PLAN = Plan((Piece(SPAN, Access.WRITE, Pool.ANY),))
+SPANS = [Span(0x404040 + 8 * number, 8) for number in range(SLOTS + 1)]  # equal claims would share one slot
+PLANS = [Plan((Piece(span, Access.WRITE, Pool.ANY),)) for span in SPANS]
 MODE = Mode()
 OWNER = Owner(session_id=1, pid=812, uid=0, gid=0, comm="bench")
 
@@ -36,13 +36,15 @@ ONE_CPU = Target(cpus=(1,))
 NEW_THREAD = a_thread(-1)
 
 
-def request(target: Target, request_id: int) -> ClaimRequested:
-    return ClaimRequested(request_id, OWNER, request_id, Kind.PERF, SPAN, Access.WRITE, MODE, target, "", PLAN)
+def request(target: Target, request_id: int, place: int = 0) -> ClaimRequested:
+    """:param place: which of ``SPANS``."""
+    span, plan = SPANS[place], PLANS[place]
+    return ClaimRequested(request_id, OWNER, request_id, Kind.PERF, span, Access.WRITE, MODE, target, "", plan)
 
 
-def hold(arbiter: Arbiter, target: Target, request_id: int) -> int:
+def hold(arbiter: Arbiter, target: Target, request_id: int, place: int = 0) -> int:
     """Take the arbiter through the first half of a claim's life; return its id."""
-    (order,) = arbiter.step(request(target, request_id))
+    (order,) = arbiter.step(request(target, request_id, place))
     assert isinstance(order, Arm), order
     arbiter.step(Armed(request_id, order.claim.claim_id))
     return order.claim.claim_id
@@ -116,10 +118,10 @@ def hits_on(arbiter: Arbiter) -> float:
 
 def refusals_on(arbiter: Arbiter) -> float:
     """Return nanoseconds for a claim on a thread that has no slot left; the refusal names all who hold them."""
-    held = [hold(arbiter, NEW_THREAD, number) for number in range(SLOTS)]
+    held = [hold(arbiter, NEW_THREAD, number, number) for number in range(SLOTS)]
     start = time.perf_counter_ns()
     for number in range(LIVES_PER_ROUND):
-        (refusal,) = arbiter.step(request(NEW_THREAD, number))
+        (refusal,) = arbiter.step(request(NEW_THREAD, number, SLOTS))
     elapsed = time.perf_counter_ns() - start
     assert isinstance(refusal, Refuse), refusal
     assert len(refusal.error.holders) > 0, refusal

@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hwbp
@@ -41,6 +41,8 @@ def main() -> int:
     arguments = parser.parse_args()
     with exclusive(), tempfile.TemporaryDirectory(prefix="hwbpd-bench-") as name, anywhere(Path(name)) as (socket, _):
         show("client killed, until its slots are free", "us", sorted(deaths(socket)))
+        for what, samples in handovers(socket).items():
+            show(what, "us", sorted(samples))
         show("permission asked of the kernel, allowed", "us", sorted(permissions()))
         show(f"hits let through beyond a guard of {GUARD_PER_S} a second", "hits", sorted(overshoots(socket)))
         if arguments.hotplug:
@@ -79,6 +81,81 @@ def deaths(socket: Path) -> list[float]:
         os.close(ready)
         os.close(told)
     return samples
+
+
+def handovers(socket: Path) -> dict[str, list[float]]:
+    """
+    Every slot of CPU 0 is held, and somebody else wants one.
+
+    :return: microseconds by what was done, from the request to the moment that the one it is about has heard. Requests
+        that are answered before come with their answer. A claim that finds room is there to compare.
+    """
+    with hwbp.connect(socket) as holder, hwbp.connect(socket) as other:
+        samples: dict[str, list[float]] = {
+            "claim that finds room": [],
+            "holder releases, until the waiter has heard": [],
+            "kgdb wants a slot, until it has that of another": [],
+            "ptrace wants one, whose holder yields as it is asked": [],
+            "displacer releases, until the displaced has heard": [],
+        }
+        room, released, kgdb, yielded, resumed = samples.values()
+
+        def hold(client: hwbp.Client, kind: str = "perf") -> hwbp.Watch:
+            return client.claim("mem:0x1000/8:w", cpus=[0], delivery="hold", kind=kind)
+
+        for _ in range(SLOTS - 1):
+            hold(holder, "kvm")
+        for _ in range(TIMES):
+            began = time.perf_counter_ns()
+            last = hold(holder)
+            room.append((time.perf_counter_ns() - began) / 1e3)
+
+            waiting = other.queue("mem:0x1000/8:w", cpus=[0], delivery="hold", wait=60.0)
+            began = time.perf_counter_ns()
+            last.release()
+            waited_for = waiting.granted()
+            released.append((time.perf_counter_ns() - began) / 1e3)
+            assert waited_for is not None
+
+            began = time.perf_counter_ns()
+            displacer = hold(holder, "kgdb")
+            kgdb.append((time.perf_counter_ns() - began) / 1e3)
+            began = time.perf_counter_ns()
+            displacer.release()
+            while not any(change.what == "resumed" for change in waited_for.changes()):
+                other.wait()
+            resumed.append((time.perf_counter_ns() - began) / 1e3)
+            waited_for.release()
+        with yielding(socket):
+            for _ in range(TIMES):
+                began = time.perf_counter_ns()
+                displacer = hold(holder, "ptrace")
+                yielded.append((time.perf_counter_ns() - began) / 1e3)
+                displacer.release()
+                until(lambda: not holder.slots().waiting)
+    return samples
+
+
+@contextlib.contextmanager
+def yielding(socket: Path) -> Iterator[None]:
+    """A process with a slot of CPU 0, which gives way whenever it is asked to."""
+    ready, told = os.pipe()
+    child = os.fork()
+    if not child:
+        with hwbp.connect(socket) as client:
+            watch = client.claim("mem:0x1000/8:w", cpus=[0], delivery="hold")
+            os.write(told, b".")
+            while client.wait():
+                if watch.revoke:
+                    watch.yield_()
+    os.read(ready, 1)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(told)
 
 
 def opener_has_room(opener: KernelOpener) -> bool:

@@ -142,7 +142,7 @@ def daemon(
     cpus: frozenset[int] = SERVER_CPUS,
 ) -> Iterator[Daemon]:
     """
-    Run a daemon of its own, by default on the real machine with all settings at their defaults.
+    Run a daemon of its own, by default on the real machine with all settings at their defaults, but without a reserve.
 
     :param folder: an empty one, for its socket, settings and log.
     :param settings: what its settings file says, TOML.
@@ -152,7 +152,9 @@ def daemon(
     """
     path = folder / "hwbpd.sock"
     file = folder / "hwbpd.toml"
-    file.write_text(settings)  # an empty one, too, so that the host's own is not read
+    if "[policy]" not in settings:
+        settings += "\n[policy]\nreserve_slots = 0\n"
+    file.write_text(settings)  # always, so that the host's own is not read
     with (folder / "hwbpd.log").open("w+") as log:
         command = [sys.executable, "-m", *program, "--config", str(file), "--socket", str(path), *options]
         with on(cpus):

@@ -103,7 +103,11 @@ class Demo:
     @contextlib.contextmanager
     def daemon(self) -> Iterator[subprocess.Popen[bytes]]:
         with self.log.open("wb") as log:
-            command = [sys.executable, "-m", "hwbpd", "--socket", str(self.socket), "--machine", self.machine]
+            # All slots are for the show: as it is set usually, the daemon leaves one of them to others.
+            settings = self.socket.with_name("hwbpd.toml")
+            settings.write_text("[policy]\nreserve_slots = 0\n")
+            command = [sys.executable, "-m", "hwbpd", "--config", str(settings)]
+            command += ["--socket", str(self.socket), "--machine", self.machine]
             daemon = subprocess.Popen(command, stderr=log)
         try:
             wait_until(self._answers, "the daemon", daemon)

@@ -12,6 +12,7 @@ import msgspec
 
 from hwbpd import daemon, logs, settings
 from hwbpd.core.errors import NotSupported
+from hwbpd.journal import CannotJournal
 from hwbpd.plugins import BrokenPlugin
 
 DEFAULT_CONFIG = Path("/etc/hwbpd.toml")
@@ -30,6 +31,9 @@ def arguments() -> argparse.ArgumentParser:
         "machine, never the simulated one (default)",
     )
     parser.add_argument("--cpus", type=int, metavar="N", help="how many the simulated machine has (default: 4)")
+    parser.add_argument(
+        "--journal", metavar="FILE", help="write every event there, for `hwbpctl replay` (default: none)"
+    )
     parser.add_argument("--log-format", choices=("auto", "console", "json"), help="default: console on a terminal")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
     return parser
@@ -51,7 +55,7 @@ def main() -> int:
     logs.set_up(chosen.log_format, chosen.log_level)
     try:
         daemon.run(chosen)
-    except (daemon.AlreadyRunning, daemon.CannotListen, NotSupported, BrokenPlugin) as why:
+    except (daemon.AlreadyRunning, daemon.CannotListen, CannotJournal, NotSupported, BrokenPlugin) as why:
         print(f"hwbpd: {why}", file=sys.stderr)
         return 1
     return 0

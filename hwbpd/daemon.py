@@ -23,8 +23,8 @@ import zmq
 
 from hwbpd.attribution import Attribution
 from hwbpd.clock import MonotonicClock
-from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.errors import NotSupported
+from hwbpd.journal import Begin, Journal
 from hwbpd.metered import MeteredServer
 from hwbpd.networks import listening
 from hwbpd.outbox import Outbox
@@ -56,7 +56,7 @@ def run(settings: Settings, plugins: Plugins | None = None) -> None:
     Serve until SIGTERM or SIGINT.
 
     :raises AlreadyRunning: when the socket is another daemon's; :raises NotSupported: when this host has no breakpoints
-        to give; :raises CannotListen: when the socket cannot be made.
+        to give; :raises CannotListen: when the socket cannot be made; :raises CannotJournal: when the journal cannot.
     """
     plugins = Plugins() if plugins is None else plugins
     path = socket_path(settings.socket)
@@ -77,15 +77,21 @@ def run(settings: Settings, plugins: Plugins | None = None) -> None:
         page = _page(path, epoch)
         stack.callback(page.stop)
         stop_fd = stack.enter_context(_stop_signals())
+        begin = Begin(
+            dict(backend.slots()),
+            tuple(topology.possible),
+            tuple(topology.online),
+            settings.policy.for_core(),
+            rearm_after_ns=int(settings.guard.rearm_after_s * 1e9),
+        )
+        arbiter = begin.arbiter()
+        journal = None
+        if settings.journal:
+            journal = stack.enter_context(Journal(Path(settings.journal), begin, arbiter, settings.journal_max_bytes))
         make_server = MeteredServer if settings.metrics.listen else Server
         server = make_server(
             network=network,
-            arbiter=Arbiter(
-                backend.slots(),
-                topology.possible,
-                topology.online,
-                rearm_after_ns=int(settings.guard.rearm_after_s * 1e9),
-            ),
+            arbiter=arbiter,
             machine=machine,
             backend=backend,
             sessions=Sessions(),
@@ -101,6 +107,7 @@ def run(settings: Settings, plugins: Plugins | None = None) -> None:
             settings=settings,
             clock=clock,
             epoch=epoch,
+            journal=journal,
         )
         if isinstance(server, MeteredServer):
             stack.enter_context(_metrics_of(server, settings))

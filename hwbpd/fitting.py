@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import mmap
 
+import msgspec
 from msgspec import Struct
 
 from hwbpd.core.errors import BadClaim, LimitReached, NotPermitted
-from hwbpd.core.model import Access, Delivery, Mode, Plan, Span, Target
+from hwbpd.core.model import Access, ArmedBy, Delivery, Mode, Plan, Span, Target
 from hwbpd.hookspecs import Backend, Machine
-from hwbpd.messages import Wish
+from hwbpd.messages import ClaimRequest, Wish
 from hwbpd.settings import Rings, Settings
 
 
@@ -34,11 +35,44 @@ def fit(wish: Wish, *, privileged: bool, machine: Machine, backend: Backend, set
     :param privileged: whether the peer may know where the kernel runs, and may go without a guard.
     :raises HwbpError: for what no slot can express, a thread or process that does not exist, or a bound that is passed.
     """
+    if wish.priority > 0 and not privileged:
+        raise NotPermitted(f"priority {wish.priority} is for root only; others may ask for 0 or less")
+    if wish.armed_by is ArmedBy.TRACER:
+        wish = _of_a_tracer(wish)
     span = Span(wish.address, wish.length)
     access = Access.from_letters(wish.access)
     guard_per_s = _guard(wish, privileged, settings)
     mode = _mode(wish, privileged, guard_per_s, settings)
     return Fitted(span, access, mode, _target(wish, machine), backend.fit(span, access, mode), guard_per_s)
+
+
+def wait_until_ns(request: ClaimRequest, now_ns: int, wait_max_s: float) -> int:
+    """
+    Return until when a claim may wait, 0 for not at all: a time that has passed is no wait.
+
+    :raises BadClaim: for a longer wait than this daemon allows.
+    """
+    if request.wait_until_ns <= now_ns:
+        return 0
+    wait_s = (request.wait_until_ns - now_ns) / 1e9
+    if wait_s > wait_max_s:
+        raise BadClaim(f"a wait of {wait_s:.0f} s is more than the {wait_max_s:g} s of this daemon (policy.wait_max_s)")
+    return request.wait_until_ns
+
+
+def _of_a_tracer(wish: Wish) -> Wish:
+    """
+    Return the wish as what the daemon does for it: it holds a place on one thread, and sees no hits.
+
+    :raises BadClaim: for what a debug register that is set by ptrace cannot do.
+    """
+    if not wish.tid or wish.pid or wish.cpus is not None:
+        raise BadClaim("armed_by 'tracer' is for one thread, wherever it runs: name a tid, and no pid or cpus")
+    if wish.user_chain or wish.kernel_chain or wish.ring_bytes or wish.guard is not None or wish.only_pid:
+        raise BadClaim("what a tracer arms reports to the tracer: without chain, ring_bytes, guard or only_pid")
+    if wish.across_exec:
+        raise BadClaim("the kernel takes what a tracer has armed from a thread at exec; leave across_exec out")
+    return msgspec.structs.replace(wish, delivery=Delivery.HOLD)
 
 
 def _target(wish: Wish, machine: Machine) -> Target:

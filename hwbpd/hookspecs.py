@@ -180,6 +180,23 @@ class Machine(Protocol):
         """
         ...
 
+    def attend(self, resource_id: int, target: Target, mode: Mode) -> None:
+        """
+        Take no slot on a thread, and tell of its end: ``descriptors``, ``end_of_target`` and ``disarm`` work as for a
+        resource that was armed and saw nothing. The slots there are its tracer's.
+
+        :raises ArmError: with ESRCH for a thread that is gone.
+        """
+        ...
+
+    def slots_outside(self, pool: Pool, target: Target) -> int | None:
+        """
+        How many slots a thread has of its own that this machine did not take; None where that cannot be told.
+
+        It looks by probing, in this very thread, and takes slots for an instant: for rare questions.
+        """
+        ...
+
     def top_up(self, resource_id: int, hits: int) -> bool:
         """Let a fused resource report so many more hits; return false if that is too late: a fuse has blown."""
         ...

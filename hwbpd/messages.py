@@ -13,13 +13,14 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from hwbpd.core.errors import Holder
-from hwbpd.core.model import Delivery, Kind
+from hwbpd.core.model import ArmedBy, Delivery, Kind
 
 PROTOCOL_VERSION = 1
 
 U64_MAX = 2**64 - 1
 TID_MAX = 2**22  # PID_MAX_LIMIT of 64-bit Linux
 CPU_MAX = 8191  # the largest NR_CPUS a Linux configuration allows, less one
+PRIORITY_MAX = 100
 LENGTH_MAX = 2**31  # bytes; the largest range any architecture's mask can watch
 
 Id = Annotated[int, Meta(ge=0, le=2**62)]
@@ -75,10 +76,15 @@ class Wish(SessionRequest, frozen=True):
     guard: Annotated[int, Meta(ge=0, le=10**9)] | None = None  # hits a second; 0: no bound; None: as the daemon is set
     kind: Kind = Kind.PERF
     label: Name = ""
+    priority: Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0  # among claims of its kind
+    armed_by: ArmedBy = ArmedBy.DAEMON
+    placeholder: bool = True  # of a tracer's claim: hold the slot until it says that it takes it
 
 
 class ClaimRequest(Wish, frozen=True, tag="claim"):
-    pass
+    """``wait_until_ns``: until when to wait for room (CLOCK_MONOTONIC); 0 for not at all."""
+
+    wait_until_ns: U64 = 0
 
 
 class Fit(Wish, frozen=True, tag="fit"):
@@ -97,6 +103,31 @@ class Release(SessionRequest, frozen=True, tag="release"):
     claim: Id
 
 
+class Yield(SessionRequest, frozen=True, tag="yield"):
+    """Give way now, as ``revoke`` asked."""
+
+    claim: Id
+
+
+class Taking(SessionRequest, frozen=True, tag="taking"):
+    """The tracer is about to take its slot; once this is answered it is free in the kernel."""
+
+    claim: Id
+
+
+class Taken(SessionRequest, frozen=True, tag="taken"):
+    """The tracer has it."""
+
+    claim: Id
+
+
+class TakeFailed(SessionRequest, frozen=True, tag="take_failed"):
+    """It could not: the kernel said ``errno``."""
+
+    claim: Id
+    errno: Annotated[int, Meta(ge=1, le=4095)]
+
+
 class Counts(SessionRequest, frozen=True, tag="counts"):
     claim: Id
 
@@ -111,7 +142,10 @@ class Capabilities(SessionRequest, frozen=True, tag="capabilities"):
 
 
 class Why(SessionRequest, frozen=True, tag="why"):
-    claim: Id
+    """The story of a claim; or of ``errno`` "ENOSPC": who holds everything, and what would have to change."""
+
+    claim: Id = 0
+    errno: Literal["", "ENOSPC"] = ""
 
 
 class Thread(SessionRequest, frozen=True, tag="thread"):
@@ -141,6 +175,10 @@ AnyRequest = (
     | Fit
     | Release
     | Rearm
+    | Yield
+    | Taking
+    | Taken
+    | TakeFailed
     | Counts
     | Slots
     | Foreign
@@ -181,6 +219,36 @@ class Granted(Reply, frozen=True, tag="granted"):
     ring_bytes: int
     kind: str  # as which it is served: what was asked for, or "perf"
     guard: int
+
+
+class QueuedReply(Reply, frozen=True, tag="queued"):
+    """It waits, as the ``position``-th of those who wait for the same; why is said as in ``error``."""
+
+    claim: int
+    position: int
+    errno: str
+    sentence: str
+    holders: list[Holder] = []
+
+
+class Yielded(Reply, frozen=True, tag="yielded"):
+    claim: int
+
+
+class Take(Reply, frozen=True, tag="take"):
+    """The slot is free in the kernel and kept in the books: take it now."""
+
+    claim: int
+
+
+class TakenReply(Reply, frozen=True, tag="taken"):
+    claim: int
+
+
+class TakeFailedReply(Reply, frozen=True, tag="take_failed"):
+    """The claim is over."""
+
+    claim: int
 
 
 class FitReply(Reply, frozen=True, tag="fit"):
@@ -259,11 +327,33 @@ class ResourceRow(Struct, frozen=True, omit_defaults=True):
     pid: int = 0
 
 
+class WaitingRow(Struct, frozen=True, omit_defaults=True):
+    """A claim that holds nothing and has a place in the queue: ``waiting``, ``displacing`` or ``suspended``."""
+
+    claim: int
+    pid: int
+    comm: str
+    uid: int
+    kind: str
+    label: str
+    priority: int
+    state: str
+    position: int
+    age_ns: int
+    deadline_ns: int  # 0: none
+    address: int | None  # nil for those who may not see it
+    length: int
+    access: str
+    target: str  # as sentences name it: "tid 812", "cpu-wide on all cpus"
+    blockers: list[int] = []  # claims in its way
+
+
 class SlotsReply(Reply, frozen=True, tag="slots"):
     pools: dict[str, int]
     cpus: list[CpuRow]
     resources: list[ResourceRow]
     more: bool
+    waiting: list[WaitingRow] = []  # with the first page
 
 
 class CapabilitiesReply(Reply, frozen=True, tag="capabilities"):
@@ -349,6 +439,48 @@ class Lost(Notice, frozen=True, tag="lost"):
     cpu: int | None = None
 
 
+class GrantedNotice(Notice, frozen=True, tag="granted"):
+    """A claim that waited has its slots; the fields are those of the reply."""
+
+    claim: int
+    pieces: list[PieceRow]
+    ring_bytes: int
+    kind: str
+    guard: int
+
+
+class Revoke(Notice, frozen=True, tag="revoke"):
+    """Give way until ``deadline_ns`` (``yield``), or it is taken: somebody of a higher rank needs the room."""
+
+    claim: int
+    by: Holder
+    sentence: str
+    deadline_ns: int
+
+
+class Spared(Notice, frozen=True, tag="spared"):
+    """It need not give way any more."""
+
+    claim: int
+    sentence: str
+
+
+class Contended(Notice, frozen=True, tag="contended"):
+    """Somebody was refused, or waits, because of this claim; told once a second at most."""
+
+    claim: int
+    by: Holder
+    sentence: str
+
+
+class ForeignNotice(Notice, frozen=True, tag="foreign"):
+    """Who outside the daemon took the slot that the tracer was about to take, as far as could be found out."""
+
+    claim: int
+    sentence: str
+    holders: list[Holder] = []
+
+
 class Guarded(Notice, frozen=True, tag="guarded"):
     """Too many hits: the claim keeps its slot and reports nothing until it is armed again."""
 
@@ -357,7 +489,7 @@ class Guarded(Notice, frozen=True, tag="guarded"):
 
 
 class Resumed(Notice, frozen=True, tag="resumed"):
-    """It reports again; with ``cpu``, on that CPU, which is back."""
+    """It reports again, or has its slots again; with ``cpu``, on that CPU, which is back."""
 
     claim: int
     sentence: str
@@ -365,7 +497,7 @@ class Resumed(Notice, frozen=True, tag="resumed"):
 
 
 class Suspended(Notice, frozen=True, tag="suspended"):
-    """The CPU is back and has no room for it."""
+    """It has given way, and is resumed when there is room; with ``cpu``, that CPU is back and has no room for it."""
 
     claim: int
     sentence: str

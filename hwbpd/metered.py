@@ -74,7 +74,7 @@ class MeteredServer(Server):
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
         about = About(importlib.metadata.version("hwbpd"), self._machine.name, self._backend.name)
-        self.meter = Meter(self._arbiter.books, self._hits.flow, self._sessions, about)
+        self.meter = Meter(self._arbiter.books, self._hits.account, self._sessions, about)
         self.window = Window()
         self._step = self.meter.metered(self._step)
         self._attribution.looked = self.meter.looked

@@ -22,27 +22,30 @@ from msgspec import Struct
 
 from hwbpd.attribution import Place
 from hwbpd.core.books import Books
-from hwbpd.core.effects import Attribute, Change, Effect, End, Ended, Grant, Refuse, Tell
+from hwbpd.core.effects import Change, Effect, End, Ended, Grant, Refuse, Tell
 from hwbpd.core.errors import HwbpError
 from hwbpd.core.events import (
     AnyEvent,
     ArmFailed,
+    ClaimRequested,
     Disarmed,
     ForeignFound,
     HitsCounted,
     RearmFailed,
     SessionEnded,
     Stopping,
+    Suspended,
 )
-from hwbpd.core.lifecycle import State
+from hwbpd.core.lifecycle import ENDED, HALFWAY, State
 from hwbpd.core.model import Delivery, Kind, Pool
+from hwbpd.hits import Account
 from hwbpd.hookspecs import Foreign
-from hwbpd.outbox import Flow
 
 BOUNDS_NS = (*(digit * 10**power for power in range(3, 7) for digit in (1, 2, 5)), 10**7, 10**8, 10**9)
 
 EVENTS: tuple[type[AnyEvent], ...] = get_args(AnyEvent)
-STATES = (State.ARMED, State.GUARDED, State.ATTRIBUTING)  # those that last longer than a turn of the loop
+# Those that last longer than a turn of the loop.
+STATES = tuple(state for state in State if state not in HALFWAY | ENDED | {State.REQUESTED})
 DELIVERIES = (Delivery.HITS, Delivery.COUNT)
 ERRNOS = tuple(refusal.errno_name for refusal in HwbpError.__subclasses__())
 
@@ -50,6 +53,7 @@ ERRNOS = tuple(refusal.errno_name for refusal in HwbpError.__subclasses__())
 DOOR = "door"  # before it came to the books: not permitted, malformed, beyond a limit, or too late
 BOOKS = "books"  # hwbpd's own books have no room for it, or nothing to do it to
 ARMING = "arming"  # the books had room, and the kernel had not
+_NOTHING = Account(0, 0, 0, 0, 0)
 _TRIED = (ArmFailed, ForeignFound, RearmFailed)
 
 
@@ -118,27 +122,27 @@ class Meter:
     """
     The counts.
 
-    :param flow: what has gone to a claim's owner so far, of a claim that was granted and is not over.
+    :param account: what has become of a claim's hits so far.
     :param now_s: seconds since 1970.
     """
 
     def __init__(
         self,
         books: Books,
-        flow: Callable[[int], Flow],
+        account: Callable[[int], Account],
         sessions: Sized,
         about: About,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self._books = books
-        self._flow = flow
+        self._account = account
         self._sessions = sessions
         self._about = about
         self._now_s = now_s
         self.messages = self.wakeups = 0
         self.served = Histogram()
         self._steps = {event: Histogram() for event in EVENTS}
-        self._claims = {(kind, state): 0 for kind in Kind for state in STATES}
+        self._claims = {(kind, state): 0 for kind in Kind for state in State}
         self._grants = dict.fromkeys(Kind, 0)
         self._refusals = {(by, name): 0 for by in (DOOR, BOOKS, ARMING) for name in ERRNOS}
         self._ended = dict.fromkeys(End, 0)
@@ -146,12 +150,10 @@ class Meter:
         self._guard_trips = self._delivered = self._lost = self._dropped = self._filtered = 0
         self._foreign: dict[tuple[int, Pool], Look] = {}
         self._foreign_of_task: dict[Pool, Look] = {}
-        self._guarded: set[int] = set()
-        self._attributing: dict[int, Kind] = {}
-        self._counted: dict[int, tuple[int, int, int]] = {}  # per claim with hits: what is counted of its flow
+        self._known: dict[int, tuple[Kind, State]] = {}  # claims, as they are counted
+        self._counted: dict[int, Account] = {}  # per claim with hits: what is counted of its account
         self._hands: dict[type[Effect], Callable[[Any, Any], None]] = {
             Grant: self._granted,
-            Attribute: self._looks,
             Refuse: self._refused,
             Tell: self._told,
             Ended: self._over,
@@ -164,8 +166,9 @@ class Meter:
         steps, hands = self._steps, self._hands
 
         def metered_step(event: AnyEvent) -> list[Effect]:
-            if type(event) is Disarmed:
-                self._disarmed(event)  # before the claim is over
+            if type(event) is Disarmed or type(event) is Suspended:
+                self._count_hits(event.claim_id)  # what came last, before the claim is over
+            touched = self._touched(event)
             begin_ns = perf_counter_ns()
             effects = step(event)
             steps[type(event)].observe(perf_counter_ns() - begin_ns)
@@ -175,8 +178,13 @@ class Meter:
                 hand = hands.get(type(effect))
                 if hand is not None:
                     hand(event, effect)
-            if type(event) is SessionEnded or type(event) is Stopping:
-                self._forget_looks()
+                claim_id = _claim_of(effect)
+                if claim_id:
+                    touched.append(claim_id)
+            if type(event) is ClaimRequested and self._books.claims:
+                touched.append(next(reversed(self._books.claims)))
+            for claim_id in touched:
+                self._look_at(claim_id)
             return effects
 
         return metered_step
@@ -222,7 +230,7 @@ class Meter:
             foreign_of_task=self._foreign_of_task.copy(),
             resources=len(self._books.resources),
             sessions=len(self._sessions),
-            claims=self._claims.copy(),
+            claims={(kind, state): self._claims[kind, state] for kind in Kind for state in STATES},
             grants=self._grants.copy(),
             refusals=self._refusals.copy(),
             ended=self._ended.copy(),
@@ -240,65 +248,65 @@ class Meter:
 
     # --- events and effects ------------------------------------------------------------------------------------------
 
+    def _touched(self, event: AnyEvent) -> list[int]:
+        """The claims whose state an event may change without an effect that names them."""
+        if isinstance(event, SessionEnded):
+            return list(self._books.sessions.get(event.session_id, ()))
+        if isinstance(event, Stopping):
+            return list(self._known)
+        claim_id = getattr(event, "claim_id", 0)
+        return [claim_id] if claim_id else []
+
+    def _look_at(self, claim_id: int) -> None:
+        """Count a claim as what it is now."""
+        record, known = self._books.claims.get(claim_id), self._known.get(claim_id)
+        if record is None:
+            if known is not None:
+                self._claims[known] -= 1
+                del self._known[claim_id]
+                self._counted.pop(claim_id, None)
+            return
+        now = record.claim.kind, record.state
+        if now == known:
+            return
+        if known is not None:
+            self._claims[known] -= 1
+        self._claims[now] += 1
+        self._known[claim_id] = now
+
     def _hits_counted(self, event: HitsCounted) -> None:
         for claim in self._books.riders.get(event.resource_id, ()):
-            self._hits[claim.mode.delivery] += event.hits + event.lost
-            self._lost += event.lost
-            self._count_flow(claim.claim_id)
+            self._count_hits(claim.claim_id)
 
-    def _disarmed(self, event: Disarmed) -> None:
-        """Count what came since the last drain: the totals are the machine's last word."""
-        record = self._books.claims[event.claim_id]
-        delivery = record.claim.mode.delivery
-        if delivery in self._hits:
-            self._hits[delivery] += event.totals.hits - record.hits
-            self._lost += event.totals.lost - record.lost
-            self._count_flow(event.claim_id)
-            self._counted.pop(event.claim_id, None)
-
-    def _count_flow(self, claim_id: int) -> None:
-        flow = self._flow(claim_id)
-        delivered, dropped, filtered = self._counted.get(claim_id, (0, 0, 0))
-        self._delivered += flow.delivered - delivered
-        self._dropped += flow.dropped - dropped
-        self._filtered += flow.filtered - filtered
-        self._counted[claim_id] = flow.delivered, flow.dropped, flow.filtered
+    def _count_hits(self, claim_id: int) -> None:
+        """Count what is new in the account of a claim."""
+        now, before = self._account(claim_id), self._counted.get(claim_id, _NOTHING)
+        if now == before:
+            return
+        self._hits[self._books.claims[claim_id].claim.mode.delivery] += now.hits - before.hits
+        self._delivered += now.delivered - before.delivered
+        self._lost += now.lost - before.lost
+        self._dropped += now.dropped - before.dropped
+        self._filtered += now.filtered - before.filtered
+        self._counted[claim_id] = now
 
     def _granted(self, _: AnyEvent, effect: Grant) -> None:
         self._grants[effect.claim.kind] += 1
-        self._claims[effect.claim.kind, State.ARMED] += 1
-
-    def _looks(self, _: AnyEvent, effect: Attribute) -> None:
-        kind = self._attributing[effect.claim_id] = self._books.claims[effect.claim_id].claim.kind
-        self._claims[kind, State.ATTRIBUTING] += 1
 
     def _refused(self, event: AnyEvent, effect: Refuse) -> None:
         self._refusals[ARMING if type(event) in _TRIED else BOOKS, effect.error.errno_name] += 1
-        if type(event) is ForeignFound:
-            self._claims[self._attributing.pop(event.claim_id), State.ATTRIBUTING] -= 1
-
-    def _forget_looks(self) -> None:
-        """Claims that waited for a look have ended with their session, without a word to anybody."""
-        for claim_id in [each for each in self._attributing if each not in self._books.claims]:
-            self._claims[self._attributing.pop(claim_id), State.ATTRIBUTING] -= 1
 
     def _told(self, _: AnyEvent, effect: Tell) -> None:
-        claim = effect.claim
         if effect.change is Change.GUARDED:
             self._guard_trips += 1
-            self._guarded.add(claim.claim_id)
-            self._move(claim.kind, State.ARMED, State.GUARDED)
-        elif effect.change is Change.RESUMED and effect.cpu is None:
-            self._guarded.remove(claim.claim_id)
-            self._move(claim.kind, State.GUARDED, State.ARMED)
-
-    def _move(self, kind: Kind, before: State, now: State) -> None:
-        self._claims[kind, before] -= 1
-        self._claims[kind, now] += 1
+        elif effect.change is Change.GRANTED:
+            self._grants[effect.claim.kind] += 1
 
     def _over(self, _: AnyEvent, effect: Ended) -> None:
-        claim = effect.claim
         self._ended[effect.how] += 1
-        was = State.GUARDED if claim.claim_id in self._guarded else State.ARMED
-        self._guarded.discard(claim.claim_id)
-        self._claims[claim.kind, was] -= 1
+
+
+def _claim_of(effect: Effect) -> int:
+    """The claim that an effect is about; 0 for none."""
+    claim = getattr(effect, "claim", None)
+    return claim.claim_id if claim is not None else getattr(effect, "claim_id", 0)

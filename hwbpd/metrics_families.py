@@ -100,7 +100,7 @@ class Families(Collector):
         )
         yield counter(
             "hwbpd_claims_ended",
-            "Granted claims that are over.",
+            "Claims that were granted or queued and are over.",
             ["how"],
             (([how], n) for how, n in reading.ended.items()),
         )

@@ -40,10 +40,11 @@ class Transport(Protocol):
 class Flow:
     """What has gone to one claim's owner. ``delivered`` hits are on their way, or wait in order behind others."""
 
-    __slots__ = ("claim", "delivered", "dropped", "filtered", "lost")
+    __slots__ = ("claim", "delivered", "dropped", "filtered", "hits", "lost")
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
+        self.hits = 0  # all of them: those below, or those of a claim that only counts
         self.delivered = 0
         self.lost = 0  # in the ring
         self.dropped = 0  # here

@@ -1,10 +1,8 @@
 """
-Carries out effects on the machine, the routes and the outbox; what comes of one is the event it returns.
-
-Each decision is told once, with the claim, its owner and the reason (``followers.py``).
+Carries out effects on the machine and the routes; what comes of one is the event it returns.
 
 The status page hears of a resource before the machine does when it is to report, and after it when it is not to any
-more: whoever reads there may be told too early or too long, and never too late.
+more: whoever reads there may be told too early or too long, and never too late. What a tracer has armed is not on it.
 """
 
 from __future__ import annotations
@@ -14,24 +12,20 @@ from typing import Any, Protocol
 
 from hwbpd.attribution import Attribution, Place
 from hwbpd.clock import Clock
-from hwbpd.core.arbiter import describe
 from hwbpd.core.effects import (
     AddLeg,
     Arm,
+    Attend,
     Attribute,
-    Change,
     Disarm,
     DropLeg,
     Effect,
-    End,
-    Ended,
-    Grant,
+    Handover,
+    Probe,
     Rearm,
-    RearmDone,
-    Refuse,
     Route,
     Silence,
-    Tell,
+    Suspend,
     TopUp,
     Unroute,
 )
@@ -43,31 +37,24 @@ from hwbpd.core.events import (
     Disarmed,
     ForeignFound,
     FuseBlown,
+    HitsCounted,
     LegRefused,
     LegTaken,
+    Probed,
     Rearmed,
     RearmFailed,
+    Suspended,
+    TargetEnded,
 )
-from hwbpd.core.model import Claim, Delivery, Totals
+from hwbpd.core.model import ArmedBy, Claim, Resource
 from hwbpd.followers import Decisions
 from hwbpd.hits import Hits
-from hwbpd.hookspecs import ArmError, Machine
-from hwbpd.messages import (
-    Error,
-    Granted,
-    Guarded,
-    Lost,
-    PieceRow,
-    RearmedReply,
-    Released,
-    Reply,
-    Resumed,
-    Suspended,
-)
+from hwbpd.hookspecs import ArmError, Batch, Machine
 from hwbpd.outbox import Outbox
 from hwbpd.rights import Rights
-from hwbpd.sessions import Session, Sessions
+from hwbpd.sessions import Sessions
 from hwbpd.status_page import StatusPage
+from hwbpd.teller import Teller
 
 
 class Watch(Protocol):
@@ -103,7 +90,11 @@ class Performer:
         """:param later: takes the events that come of an effect after ``perform`` has returned."""
         self._hands: dict[type[Effect], Callable[[Any], AnyEvent | None]] = {
             Arm: self._arm,
+            Attend: self._attend,
+            Handover: self._handover,
+            Probe: self._probe,
             Disarm: self._disarm,
+            Suspend: self._suspend,
             Attribute: self._attribute,
             TopUp: self._top_up,
             Silence: self._silence,
@@ -112,11 +103,7 @@ class Performer:
             AddLeg: self._add_leg,
             Route: self._route,
             Unroute: self._unroute,
-            Grant: self._grant,
-            Refuse: self._refuse,
-            Tell: self._tell,
-            RearmDone: self._rearm_done,
-            Ended: self._ended,
+            **Teller(hits, sessions, outbox, decisions).hands,
         }
         self._rights = rights
         self._attribution = attribution
@@ -124,27 +111,48 @@ class Performer:
         self._machine = machine
         self._page = page
         self._sessions = sessions
-        self._outbox = outbox
-        self._decisions = decisions
         self._hits = hits
         self._watch = watch
         self._clock = clock
+        self._placeholders: dict[int, Resource] = {}  # armed for a tracer that has not taken them yet
+        self._gone: set[int] = set()  # handed over when their thread was gone already: the machine has them no more
 
     def perform(self, effect: Effect) -> AnyEvent | None:
         """Carry out one effect; return what came of it, if the core waits for that."""
         return self._hands[type(effect)](effect)
 
-    def _route(self, effect: Route) -> None:
-        self._hits.route(effect.resource_id, effect.claim)
-        self._watch_anew(effect.resource_id)
+    # --- routes ------------------------------------------------------------------------------------------------------
+
+    def _route(self, effect: Route) -> AnyEvent | None:
+        if effect.claim.armed_by is ArmedBy.TRACER:
+            return None  # no hits come of it here, and its thread is watched since the slot was armed
+        resource_id = effect.resource_id
+        was_watched, was_counted = self._hits.has_route(resource_id), self._hits.is_counted(resource_id)
+        batch = self._hits.route(resource_id, effect.claim)
+        if was_watched and self._hits.is_counted(resource_id) != was_counted:
+            self._watch.end(resource_id)
+            was_watched = False
+        if not was_watched:
+            self._watch_anew(resource_id)
+        return self._counted(resource_id, batch)
+
+    def _unroute(self, effect: Unroute) -> AnyEvent | None:
+        return self._counted(effect.resource_id, self._hits.leave(effect.resource_id, effect.claim_id))
+
+    def _counted(self, resource_id: int, batch: Batch) -> AnyEvent | None:
+        """What was drained out of turn counts for the guard like all else."""
+        if not (batch.hits or batch.lost):
+            return None
+        return HitsCounted(self._clock.now_ns(), resource_id, batch.hits, batch.lost)
 
     def _watch_anew(self, resource_id: int) -> None:
         self._watch.begin(resource_id, self._machine.descriptors(resource_id), self._hits.is_counted(resource_id))
 
-    def _unroute(self, effect: Unroute) -> None:
-        self._hits.unroute(effect.resource_id, effect.claim_id)
+    # --- slots -------------------------------------------------------------------------------------------------------
 
     def _top_up(self, effect: TopUp) -> AnyEvent | None:
+        if not self._hits.has_route(effect.resource_id):
+            return None  # it has been given back since its hits were counted
         in_time = self._machine.top_up(effect.resource_id, effect.hits)
         return None if in_time else FuseBlown(self._clock.now_ns(), effect.resource_id)
 
@@ -159,20 +167,36 @@ class Performer:
         self._page.clear_on(effect.resource_id, effect.cpu)
         self._watch_anew(effect.resource_id)
 
-    def _rearm_done(self, effect: RearmDone) -> None:
-        self._reply(effect.to.session_id, RearmedReply(effect.request_id, effect.claim.claim_id))
-
     def _arm(self, effect: Arm) -> AnyEvent:
-        claim = effect.claim
-        armed: list[int] = []
         for resource in effect.resources:
             self._page.show(resource)
-        try:
+
+        def arm(resource: Resource) -> None:
+            self._machine.arm(resource.resource_id, resource.piece, resource.target, resource.mode)
+
+        outcome = self._take(effect.claim, effect.resources, arm)
+        if isinstance(outcome, ArmFailed):
             for resource in effect.resources:
-                self._machine.arm(resource.resource_id, resource.piece, resource.target, resource.mode)
-                armed.append(resource.resource_id)
+                self._page.clear(resource.resource_id)
+        elif effect.claim.armed_by is ArmedBy.TRACER:
+            self._placeholders |= {resource.resource_id: resource for resource in effect.resources}
+        return outcome
+
+    def _attend(self, effect: Attend) -> AnyEvent:
+        def attend(resource: Resource) -> None:
+            self._machine.attend(resource.resource_id, resource.target, resource.mode)
+
+        return self._take(effect.claim, effect.resources, attend)
+
+    def _take(self, claim: Claim, resources: Sequence[Resource], take: Callable[[Resource], None]) -> AnyEvent:
+        """Take all of these or none, and only if the owner may have them still."""
+        taken: list[int] = []
+        try:
+            for resource in resources:
+                take(resource)
+                taken.append(resource.resource_id)
         except ArmError as refusal:
-            self._undo(effect, armed)
+            self._undo(taken)
             return ArmFailed(
                 self._clock.now_ns(),
                 claim.claim_id,
@@ -187,16 +211,39 @@ class Performer:
             if session is not None:
                 self._rights.still_may(session.peer, claim)
         except HwbpError as refusal:
-            self._undo(effect, armed)
+            self._undo(taken)
             now_ns = self._clock.now_ns()
             return ArmFailed(now_ns, claim.claim_id, refusal.errno, None, None, sentence=str(refusal))
+        if claim.armed_by is ArmedBy.TRACER:
+            for resource_id in taken:
+                self._watch_anew(resource_id)  # no hits come from it, but the end of the thread does
         return Armed(self._clock.now_ns(), claim.claim_id)
 
-    def _undo(self, effect: Arm, armed: Sequence[int]) -> None:
-        for resource_id in armed:
+    def _undo(self, taken: Sequence[int]) -> None:
+        for resource_id in taken:
             self._machine.disarm(resource_id)
-        for resource in effect.resources:
-            self._page.clear(resource.resource_id)
+
+    def _handover(self, effect: Handover) -> AnyEvent | None:
+        gone: AnyEvent | None = None
+        for resource_id in effect.resource_ids:
+            resource = self._placeholders.pop(resource_id)
+            self._watch.end(resource_id)
+            self._machine.disarm(resource_id)
+            self._page.clear(resource_id)
+            try:
+                self._machine.attend(resource_id, resource.target, resource.mode)
+            except ArmError:
+                gone = TargetEnded(self._clock.now_ns(), resource_id, execed=False)
+                self._gone.add(resource_id)
+                continue
+            self._watch_anew(resource_id)
+        return gone
+
+    def _probe(self, effect: Probe) -> AnyEvent:
+        outside = self._machine.slots_outside(effect.pool, effect.target)
+        # Where it cannot be told, the books must not show less than the kernel counts.
+        has_slot = outside is None or outside > effect.known
+        return Probed(self._clock.now_ns(), effect.claim_id, has_slot)
 
     def _rearm(self, effect: Rearm) -> AnyEvent:
         failed = 0
@@ -232,124 +279,26 @@ class Performer:
 
         self._attribution.look((place,), found)
 
-    def _tell(self, effect: Tell) -> None:
-        claim = effect.claim
-        self._decisions.tell(
-            str(effect.change),
-            claim.owner,
-            effect.sentence,
-            claim_id=claim.claim_id,
-            about=describe(claim),
-            kind=claim.kind,
-            label=claim.label,
-            cpu=effect.cpu,
-        )
-        owner = self._sessions.of(claim.owner.session_id)
-        if owner is None:
-            return
-        match effect.change:
-            case Change.GUARDED:
-                self._outbox.send(owner, Guarded(claim.claim_id, effect.sentence))
-            case Change.RESUMED:
-                self._outbox.send(owner, Resumed(claim.claim_id, effect.sentence, effect.cpu))
-            case Change.SUSPENDED:
-                self._outbox.send(owner, Suspended(claim.claim_id, effect.sentence, effect.cpu))
-            case Change.OFFLINE:
-                self._outbox.send(owner, self._lost(claim, "offline", effect.sentence, Totals(), effect.cpu))
-
     def _disarm(self, effect: Disarm) -> AnyEvent:
-        hits = lost = 0
+        self._give_back(effect)
+        return Disarmed(self._clock.now_ns(), effect.claim_id, self._hits.final(effect.claim_id))
+
+    def _suspend(self, effect: Suspend) -> AnyEvent:
+        self._give_back(effect)
+        return Suspended(self._clock.now_ns(), effect.claim_id)
+
+    def _give_back(self, effect: Disarm | Suspend) -> None:
+        for resource_id in effect.shared:
+            counted = self._counted(resource_id, self._hits.leave(resource_id, effect.claim_id))
+            if counted is not None:
+                self._later(counted)
         for resource_id in effect.resource_ids:
+            self._placeholders.pop(resource_id, None)
+            if resource_id in self._gone:
+                self._gone.remove(resource_id)
+                continue
             self._watch.end(resource_id)
             batch, totals = self._machine.disarm(resource_id)
-            self._page.clear(resource_id)
-            self._hits.deliver(resource_id, batch)
-            hits += totals.hits
-            lost += totals.lost
-        return Disarmed(self._clock.now_ns(), effect.claim_id, Totals(hits, lost))
-
-    def _grant(self, effect: Grant) -> None:
-        claim = effect.claim
-        pieces = [
-            PieceRow(piece.span.address, piece.span.length_bytes, piece.access.letters, piece.pool)
-            for piece in effect.plan.pieces
-        ]
-        guard = claim.mode.fuse_hits
-        reply = Granted(effect.request_id, claim.claim_id, pieces, claim.mode.ring_bytes, str(claim.kind), guard)
-        self._reply(claim.owner.session_id, reply)
-        # Here and below, the others are told while the answer is on its way: nobody needs to wait for that.
-        self._decisions.tell(
-            "granted",
-            claim.owner,
-            claim_id=claim.claim_id,
-            about=describe(claim),
-            kind=claim.kind,
-            label=claim.label,
-        )
-
-    def _refuse(self, effect: Refuse) -> None:
-        error = effect.error
-        self._decisions.tell(
-            "refused", effect.to, str(error), claim_id=effect.claim_id, errno=error.errno_name
-        )
-        self._reply(
-            effect.to.session_id,
-            Error(effect.request_id, error.errno_name, str(error), list(error.holders), effect.claim_id),
-        )
-
-    def _ended(self, effect: Ended) -> None:
-        claim, totals = effect.claim, effect.totals
-        flow = self._hits.flow(claim.claim_id)
-        if claim.mode.delivery is Delivery.HITS:
-            assert totals.hits == flow.delivered + flow.dropped + flow.filtered + totals.lost, (claim, totals)
-        if effect.how in {End.FORCED, End.EXIT, End.EXEC, End.STOLEN}:
-            owner = self._sessions.of(claim.owner.session_id)
-            if owner is not None:
-                self._outbox.send(owner, self._lost(claim, str(effect.how), effect.sentence, totals))
-        if effect.asked_by is not None:
-            self._reply(
-                effect.asked_by.session_id,
-                Released(
-                    effect.request_id,
-                    claim.claim_id,
-                    totals.hits,
-                    flow.delivered,
-                    totals.lost,
-                    flow.dropped,
-                    flow.filtered,
-                ),
-            )
-        self._decisions.tell(
-            "ended",
-            claim.owner,
-            effect.sentence,
-            claim_id=claim.claim_id,
-            about=describe(claim),
-            kind=claim.kind,
-            label=claim.label,
-            how=str(effect.how),
-            hits=totals.hits,
-            delivered=flow.delivered,
-            lost=totals.lost,
-            dropped=flow.dropped,
-        )
-        self._hits.forget(claim.claim_id)
-
-    def _lost(self, claim: Claim, reason: str, sentence: str, totals: Totals, cpu: int | None = None) -> Lost:
-        flow = self._hits.flow(claim.claim_id)
-        return Lost(
-            claim.claim_id,
-            reason,
-            sentence,
-            totals.hits,
-            flow.delivered,
-            totals.lost,
-            flow.dropped,
-            flow.filtered,
-            cpu,
-        )
-
-    def _reply(self, session_id: int, reply: Reply) -> None:
-        session: Session | None = self._sessions.of(session_id)
-        if session is not None:
-            self._outbox.send(session, reply)
+            if resource_id in self._page:
+                self._page.clear(resource_id)
+            self._hits.disarmed(resource_id, batch, totals)

@@ -10,13 +10,22 @@ from collections.abc import Callable
 
 from hwbpd import messages
 from hwbpd.attribution import Attribution, Place
-from hwbpd.core.admission import fits
 from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.errors import Holder, HwbpError, LimitReached, NotPermitted
-from hwbpd.core.events import AnyEvent, ClaimRequested, RearmRequested, ReleaseRequested
-from hwbpd.core.model import Target
+from hwbpd.core.events import (
+    AnyEvent,
+    ClaimRequested,
+    RearmRequested,
+    ReleaseRequested,
+    TakeFailed,
+    TakenReported,
+    TakingRequested,
+    YieldRequested,
+)
+from hwbpd.core.model import Claim, Target
+from hwbpd.core.placing import place
 from hwbpd.enabled import Enabled
-from hwbpd.fitting import Fitted, fit
+from hwbpd.fitting import Fitted, fit, wait_until_ns
 from hwbpd.followers import Decisions
 from hwbpd.hookspecs import Backend, Machine
 from hwbpd.messages import PieceRow
@@ -27,6 +36,7 @@ from hwbpd.settings import Settings
 from hwbpd.views import Views
 
 ROOT = 0
+_LAST_IN_LINE = 2**62  # the id of a claim that is asked about and not made: everybody who waits has asked before
 
 
 class Requests:
@@ -63,15 +73,15 @@ class Requests:
 
     def answer(self, session: Session, request: messages.AnyRequest, now_ns: int) -> messages.Reply | None:
         """Return the reply, or None where it comes by itself; raises what refuses the request."""
+        event = _event(session, request, now_ns)
+        if event is not None:
+            self._feed(event)
+            return None
         match request:
             case messages.ClaimRequest():
                 self._claim(session, request, now_ns)
             case messages.Fit():
-                return self._fit(session, request)
-            case messages.Release():
-                self._feed(ReleaseRequested(now_ns, session.owner, request.id, request.claim, session.privileged))
-            case messages.Rearm():
-                self._feed(RearmRequested(now_ns, session.owner, request.id, request.claim, session.privileged))
+                return self._fit(session, request, now_ns)
             case messages.Slots():
                 return self._views.slots(request, session.owner, session.privileged, now_ns)
             case messages.Counts():
@@ -81,7 +91,7 @@ class Requests:
             case messages.Capabilities():
                 return self._views.capabilities(request)
             case messages.Why():
-                return self._views.why(request, session.owner, session.privileged)
+                return self._views.why(request, session.owner, session.privileged, now_ns)
             case messages.Thread() | messages.Enabled():
                 return self._enabled.answer(session, request)
             case messages.Follow():
@@ -103,6 +113,7 @@ class Requests:
     def _claim(self, session: Session, request: messages.ClaimRequest, now_ns: int) -> None:
         try:
             fitted, privileged = self._fitted(session, request)
+            waits_until_ns = wait_until_ns(request, now_ns, self._settings.policy.wait_max_s)
             self._check_limits(session, fitted)
         except HwbpError as refusal:
             self._decisions.tell(
@@ -129,6 +140,10 @@ class Requests:
                 fitted.plan,
                 fitted.guard_per_s,
                 privileged,
+                request.priority,
+                waits_until_ns,
+                request.armed_by,
+                request.placeholder,
             )
         )
 
@@ -147,7 +162,7 @@ class Requests:
         ]
         if len(claims) >= limits.claims_per_uid:
             raise LimitReached(f"uid {uid} has {len(claims)} claims; more are not allowed (limits.claims_per_uid)")
-        legs = sum(self._legs(record.claim.target, len(record.resource_ids)) for record in claims)
+        legs = sum(self._legs(record.claim.target, len(record.plan.pieces)) for record in claims)
         wanted = self._legs(fitted.target, len(fitted.plan.pieces))
         if legs + wanted > limits.legs_per_uid:
             allowed = f"{limits.legs_per_uid} are allowed (limits.legs_per_uid)"
@@ -161,19 +176,37 @@ class Requests:
             return pieces * len(target.cpus)
         return pieces * (online if target.is_cpu_wide else 1)
 
-    def _fit(self, session: Session, request: messages.Fit) -> messages.FitReply:
-        fitted, _ = self._fitted(session, request)
+    def _fit(self, session: Session, request: messages.Fit, now_ns: int) -> messages.FitReply:
+        fitted, privileged = self._fitted(session, request)
+        asking = Claim(
+            _LAST_IN_LINE,
+            session.owner,
+            self._rights.kind_served(request.kind, privileged),
+            fitted.span,
+            fitted.access,
+            fitted.mode,
+            fitted.target,
+            request.label,
+            now_ns,
+            privileged,
+            request.priority,
+            armed_by=request.armed_by,
+            placeholder=request.placeholder,
+        )
         pieces = [
             PieceRow(piece.span.address, piece.span.length_bytes, piece.access.letters, piece.pool)
             for piece in fitted.plan.pieces
         ]
-        try:
-            fits(self._arbiter.books, fitted.target, fitted.plan)
-        except HwbpError as refusal:
-            return messages.FitReply(
-                request.id, False, pieces, refusal.errno_name, str(refusal), list(refusal.holders)
-            )
-        return messages.FitReply(request.id, True, pieces)
+        arbiter = self._arbiter
+        placement = place(arbiter.books, arbiter.queue, asking, fitted.plan, arbiter.policy)
+        refusal = placement.refusal
+        if refusal is None:
+            return messages.FitReply(request.id, True, pieces)
+        holders = list(refusal.holders)
+        if placement.victims:
+            names = ", ".join(f"claim {victim}" for victim in placement.victims)
+            return messages.FitReply(request.id, True, pieces, "", f"once {names} has given way: {refusal}", holders)
+        return messages.FitReply(request.id, False, pieces, refusal.errno_name, str(refusal), holders)
 
     def _foreign(self, session: Session, request: messages.Foreign) -> None:
         if not session.privileged:
@@ -188,6 +221,25 @@ class Requests:
                 self._outbox.send(still_there, messages.ForeignReply(request.id, list(holders)))
 
         self._attribution.look(places, found, patient=True)
+
+
+def _event(session: Session, request: messages.AnyRequest, now_ns: int) -> AnyEvent | None:
+    """What a request about a claim comes to; the core knows whose it is and what may be done to it."""
+    by, request_id = session.owner, request.id
+    match request:
+        case messages.Release():
+            return ReleaseRequested(now_ns, by, request_id, request.claim, session.privileged)
+        case messages.Rearm():
+            return RearmRequested(now_ns, by, request_id, request.claim, session.privileged)
+        case messages.Yield():
+            return YieldRequested(now_ns, by, request_id, request.claim)
+        case messages.Taking():
+            return TakingRequested(now_ns, by, request_id, request.claim)
+        case messages.Taken():
+            return TakenReported(now_ns, by, request_id, request.claim)
+        case messages.TakeFailed():
+            return TakeFailed(now_ns, by, request_id, request.claim, request.errno)
+    return None
 
 
 def _asked_for(wish: messages.Wish) -> str:

@@ -39,6 +39,7 @@ from hwbpd.enabled import Enabled
 from hwbpd.followers import Decisions
 from hwbpd.hits import Hits
 from hwbpd.hookspecs import Backend, Machine, TargetEnd
+from hwbpd.journal import Journal
 from hwbpd.memory import MemoryWatch
 from hwbpd.network import Incoming, Network, Unreadable
 from hwbpd.outbox import Outbox
@@ -62,6 +63,7 @@ class Server:
     Everything between the sockets and the core.
 
     :param epoch: names this run of the daemon.
+    :param journal: of the arbiter's events; whoever made it closes it.
     """
 
     def __init__(
@@ -79,10 +81,15 @@ class Server:
         settings: Settings,
         clock: Clock,
         epoch: int,
+        journal: Journal | None = None,
     ) -> None:
         self._network = network
         self._arbiter = arbiter
+        # Whoever looks at every step is wrapped around it: a journal here, the meter in metered.py.
         self._step: Callable[[AnyEvent], list[Effect]] = arbiter.step
+        self._journal = journal
+        if journal is not None:
+            self._step = journal.recorded(self._step)
         self._machine = machine
         self._backend = backend
         self._sessions = sessions
@@ -176,6 +183,8 @@ class Server:
         self._step_pending()
         if self._outbox.is_waiting:
             self._outbox.flush()
+        if self._journal is not None:
+            self._journal.flush(now_ns)
         self._disconnect_overrun()
         return True
 

@@ -15,6 +15,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from hwbpd.core import policy
+
 MIB = 2**20
 
 
@@ -49,6 +51,19 @@ class Guard(Struct, frozen=True, forbid_unknown_fields=True):
 
     hits_per_s: Annotated[int, Meta(ge=0, le=10**9)] = 10_000
     rearm_after_s: Annotated[float, Meta(ge=0, le=86400)] = 0.0
+
+
+class Policy(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who gets a slot when not everybody can."""
+
+    reserve_slots: Annotated[int, Meta(ge=0, le=16)] = 1
+    revoke_grace_s: Annotated[float, Meta(ge=0, le=60)] = 0.1
+    wait_max_s: Annotated[float, Meta(ge=0, le=7 * 86400)] = 3600.0
+    retry_s: Annotated[float, Meta(ge=0.01, le=3600)] = 1.0
+
+    def for_core(self) -> policy.Policy:
+        """The part of it that the core decides by."""
+        return policy.Policy(self.reserve_slots, int(self.revoke_grace_s * 1e9), int(self.retry_s * 1e9))
 
 
 class Metrics(Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,9 +107,12 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     machine: str = "auto"
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    journal: str = ""  # empty: none
+    journal_max_bytes: Annotated[int, Meta(ge=64 * 1024, le=2**50)] = 1024 * MIB
     limits: Limits = Limits()
     rings: Rings = Rings()
     guard: Guard = Guard()
+    policy: Policy = Policy()
     sim: Sim = Sim()
     metrics: Metrics = Metrics()
 

@@ -133,6 +133,10 @@ class StatusPage:
         shown = self._shown.pop(resource_id)
         self._add(shown.places, -HELD - shown.armed)
 
+    def __contains__(self, resource_id: int) -> bool:
+        """Whether a resource is shown."""
+        return resource_id in self._shown
+
     def show_armed(self, resource_id: int) -> None:
         """It is about to report again."""
         shown = self._shown[resource_id]

@@ -4,13 +4,16 @@ Answers to questions, from the books as they are. They change nothing, so they n
 
 from __future__ import annotations
 
+from itertools import islice
+
 import msgspec
 
+from hwbpd import shortage
 from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.books import ClaimRecord
 from hwbpd.core.errors import NoSuchClaim, NotPermitted
 from hwbpd.core.lifecycle import State
-from hwbpd.core.model import Delivery, Owner, Resource
+from hwbpd.core.model import Owner, Resource
 from hwbpd.hits import Hits
 from hwbpd.hookspecs import Backend, Machine
 from hwbpd.messages import (
@@ -23,6 +26,7 @@ from hwbpd.messages import (
     ResourceRow,
     Slots,
     SlotsReply,
+    WaitingRow,
     Why,
     WhyReply,
 )
@@ -58,6 +62,7 @@ class Views:
             cpus=[] if request.after else [self._cpu_row(cpu) for cpu in sorted(self._books.possible)],
             resources=rows,
             more=more,
+            waiting=[] if request.after else self._waiting_rows(request.most, asking, privileged, now_ns),
         )
 
     def capabilities(self, request: Capabilities) -> CapabilitiesReply:
@@ -74,6 +79,8 @@ class Views:
             registers=self._registers(),
             limits={
                 **msgspec.structs.asdict(limits),
+                "reserve_slots": self._settings.policy.reserve_slots,
+                "wait_max_s": int(self._settings.policy.wait_max_s),
                 "ring_bytes_default": rings.bytes_default,
                 "ring_bytes_max": rings.bytes_max,
                 "guard_hits_per_s": self._settings.guard.hits_per_s,
@@ -91,32 +98,25 @@ class Views:
         if record is None or record.state is State.ATTRIBUTING:
             raise NoSuchClaim(f"claim {request.claim} is over or never was; `hwbpctl ls` lists those there are")
         _check_own(record, asking, privileged)
-        flow = self._hits.flow(request.claim)
+        account = self._hits.account(request.claim)
+        now = self._hits.so_far(request.claim, record.resource_ids)
         return CountsReply(
-            request.id,
-            request.claim,
-            self._hits_of(record),
-            flow.delivered,
-            self._lost_of(record),
-            flow.dropped,
-            flow.filtered,
+            request.id, request.claim, now.hits, account.delivered, now.lost, account.dropped, account.filtered
         )
 
-    def why(self, request: Why, asking: Owner, privileged: bool) -> WhyReply:
-        """The story of a claim, over or not; raises ``NoSuchClaim`` when it is not known, or no longer."""
+    def why(self, request: Why, asking: Owner, privileged: bool, now_ns: int) -> WhyReply:
+        """
+        The story of a claim, over or not, or why there is no room.
+
+        :raises NoSuchClaim: when the claim is not known, or no longer; :raises NotPermitted: for somebody else's.
+        """
+        if request.errno:
+            return WhyReply(request.id, 0, "", list(shortage.lines(self._arbiter, now_ns)))
         record = self._arbiter.record(request.claim)
         if record is None:
             raise NoSuchClaim(f"there is no claim {request.claim}, or it was over too long ago")
         _check_own(record, asking, privileged)
         return WhyReply(request.id, request.claim, record.state, list(record.story.lines()))
-
-    def _hits_of(self, record: ClaimRecord) -> int:
-        return sum(self._machine.totals(resource_id).hits for resource_id in record.resource_ids)
-
-    def _lost_of(self, record: ClaimRecord) -> int:
-        if record.claim.mode.delivery is not Delivery.HITS:
-            return 0
-        return sum(self._machine.totals(resource_id).lost for resource_id in record.resource_ids)
 
     def _cpu_row(self, cpu: int) -> CpuRow:
         pools = self._books.pools.items()
@@ -150,10 +150,43 @@ class Views:
             ],
         )
 
+    def _waiting_rows(self, most: int, asking: Owner, privileged: bool, now_ns: int) -> list[WaitingRow]:
+        """The first ``most`` of those who wait, in the order of the queue."""
+        return [
+            self._waiting_row(record, now_ns, privileged or record.claim.owner.uid == asking.uid)
+            for record in islice(self._arbiter.queue, most)
+        ]
+
+    def _waiting_row(self, record: ClaimRecord, now_ns: int, shows_address: bool) -> WaitingRow:
+        claim = record.claim
+        return WaitingRow(
+            claim=claim.claim_id,
+            pid=claim.owner.pid,
+            comm=claim.owner.comm,
+            uid=claim.owner.uid,
+            kind=claim.kind,
+            label=claim.label,
+            priority=claim.priority,
+            state=record.state,
+            position=self._arbiter.queue.position(claim.claim_id),
+            age_ns=now_ns - claim.requested_ns,
+            deadline_ns=self._deadline_ns(record),
+            address=claim.span.address if shows_address else None,
+            length=claim.span.length_bytes,
+            access=claim.access.letters,
+            target=str(claim.target),
+            blockers=list(shortage.in_the_way(self._arbiter, record)),
+        )
+
+    def _deadline_ns(self, record: ClaimRecord) -> int:
+        """When its wait ends, or those that it displaces have given way; 0 for one that is suspended."""
+        if record.state is State.DISPLACING:
+            return max((self._books.claims[victim].yield_by_ns for victim in record.victims), default=0)
+        return record.claim.wait_until_ns if record.state is State.WAITING else 0
+
     def _claim_row(self, record: ClaimRecord, resource_id: int, now_ns: int) -> ClaimRow:
         claim = record.claim
-        flow = self._hits.flow(claim.claim_id)
-        totals = self._machine.totals(resource_id)
+        had = self._hits.so_far_on(resource_id, claim.claim_id)
         return ClaimRow(
             claim=claim.claim_id,
             pid=claim.owner.pid,
@@ -163,9 +196,9 @@ class Views:
             label=claim.label,
             state=record.state,
             age_ns=now_ns - claim.requested_ns,
-            hits=totals.hits,
-            lost=totals.lost,
-            dropped=flow.dropped,
+            hits=had.hits,
+            lost=had.lost,
+            dropped=self._hits.account(claim.claim_id).dropped,
         )
 
 

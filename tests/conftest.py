@@ -12,7 +12,7 @@ import os
 from functools import cache
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # No deadline: a machine of two cores under load would fail it, and timing is the benchmarks' business.
 # The blob lets anyone repeat a failing example that was found elsewhere.
@@ -24,6 +24,8 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
+# For those who only want to know whether a test fails, and not on which smallest example.
+settings.register_profile("unshrunk", max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HWBPD_HYPOTHESIS", "short"))
 
 

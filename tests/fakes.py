@@ -130,8 +130,24 @@ class FakeMachine:
             self._processes[pid] = Process(pid, self._started)
         self.tasks[tid] = Task(tid, self._started, self._processes[pid])
 
+    def poke(self, tid: int) -> None:
+        """
+        Let a tracer set a debug register of the thread, in the first pool: a slot that is the thread's until it exits
+        or runs another program. Raises ``OSError`` with ENOSPC when there is none.
+        """
+        event = Event(self.tasks[tid], ANY_CPU, next(iter(self.kernel.slots)))
+        if not self.kernel.admits(event, self.kernel.events()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.kernel.held[min((0, *self.kernel.held)) - 1] = [event]
+
+    def _forget_poked(self, task: Task) -> None:
+        for number, of in self.kernel.held.items():
+            if number < 0:  # of nobody here
+                self.kernel.held[number] = [event for event in of if event.task != task]
+
     def exit_task(self, tid: int) -> None:
         gone = self.tasks.pop(tid)
+        self._forget_poked(gone)
         for armed in self.armed.values():
             if armed.target.task == gone or (
                 gone.process is not None and armed.target.process == gone.process and not self._lives(gone.process)
@@ -143,6 +159,7 @@ class FakeMachine:
         task = self.tasks[tid]
         for other in [other for other, of in self.tasks.items() if of.process == task.process and other != tid]:
             self.exit_task(other)
+        self._forget_poked(task)
         for armed in self.armed.values():
             is_target = armed.target.task == task or armed.target.process == task.process
             if is_target and not armed.mode.across_exec:
@@ -230,6 +247,19 @@ class FakeMachine:
                 raise ArmError(errno.ENODEV, cpu=cpu)
         self.kernel.held[resource_id] = self._take(self.kernel.expand(target, piece.pool))
         self.armed[resource_id] = _Armed(piece, target, mode)
+
+    def attend(self, resource_id: int, target: Target, mode: Mode) -> None:
+        if target.task is None or self.tasks.get(target.task.tid) != target.task:
+            raise ArmError(errno.ESRCH, tid=0 if target.task is None else target.task.tid)
+        self.kernel.held[resource_id] = []
+        piece = Piece(Span(0, 1), Access.WRITE, next(iter(self.kernel.slots)))
+        self.armed[resource_id] = _Armed(piece, target, Mode(delivery=Delivery.HOLD))
+
+    def slots_outside(self, pool: Pool, target: Target) -> int | None:
+        if target.task is None or self.tasks.get(target.task.tid) != target.task:
+            return None
+        event = Event(target.task, ANY_CPU, pool)
+        return sum(of.count(event) for number, of in self.kernel.held.items() if number < 0)
 
     def _take(self, wanted: Sequence[Event]) -> list[Event]:
         events: list[Event] = []
@@ -523,15 +553,19 @@ class Rig:
         backend: Backend | None = None,
         settings: Settings | None = None,
         make_server: type[Server] = Server,
+        reserve_slots: int = 0,
     ) -> None:
+        """:param reserve_slots: as in the settings, where it comes in place of theirs: most tests want every slot."""
         self.slots = slots or {Pool.ANY: 4}
-        self.settings = settings or Settings()
+        settings = settings or Settings()
+        policy = msgspec.structs.replace(settings.policy, reserve_slots=reserve_slots)
+        self.settings = msgspec.structs.replace(settings, policy=policy)
         self.clock = FakeClock()
         self.machine = FakeMachine(self.slots, cpus, random.Random(seed), refuses)
         self.network = FakeNetwork()
         self.sessions = Sessions()
         rearm_after_ns = int(self.settings.guard.rearm_after_s * 1e9)
-        self.arbiter = Arbiter(self.slots, range(cpus), range(cpus), rearm_after_ns)
+        self.arbiter = Arbiter(self.slots, range(cpus), range(cpus), rearm_after_ns, policy.for_core())
         self.rights = FakeRights(self.machine)
         self.attribution = LaterAttribution(self.machine)
         self.clients: list[FakeClient] = []

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hwbpd import fitting
 from hwbpd.core.errors import BadClaim, HwbpError, LimitReached, NotPermitted, TargetGone
-from hwbpd.core.model import Access, Delivery, Mode, Piece, Plan, Pool, Span, Target
+from hwbpd.core.model import Access, ArmedBy, Delivery, Mode, Piece, Plan, Pool, Span, Target
 from hwbpd.fitting import Fitted
 from hwbpd.messages import ClaimRequest
 from hwbpd.settings import Guard, Rings, Settings
@@ -200,3 +200,61 @@ def test_a_ring_is_a_power_of_two_pages_or_the_refusal_names_one_that_works(aske
     nearest = int(found[1])
     assert is_a_ring(nearest)
     assert asked < nearest < max(2 * asked, mmap.PAGESIZE + 1), "no smaller ring holds as much"
+
+
+# --- tracers, priorities, waits --------------------------------------------------------------------------------------
+
+
+def test_of_what_a_tracer_arms_only_the_place_is_held_here() -> None:
+    fitted = fit(tid=TID, armed_by=ArmedBy.TRACER)
+
+    assert fitted.mode == Mode(delivery=Delivery.HOLD)
+    assert fitted.target.task is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({}, "name a tid"),
+        ({"pid": TID}, "name a tid"),
+        ({"tid": TID, "cpus": [0]}, "no pid or cpus"),
+        ({"tid": TID, "user_chain": True}, "without chain"),
+        ({"tid": TID, "kernel_chain": True}, "without chain"),
+        ({"tid": TID, "ring_bytes": 4096}, "ring_bytes"),
+        ({"tid": TID, "guard": 5}, "guard"),
+        ({"tid": TID, "only_pid": 5}, "only_pid"),
+        ({"tid": TID, "across_exec": True}, "exec"),
+    ],
+)
+def test_what_a_debug_register_set_by_ptrace_cannot_do_is_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadClaim, match=says):
+        fit(armed_by=ArmedBy.TRACER, **fields)
+
+
+def test_to_go_before_others_of_its_kind_is_for_the_privileged() -> None:
+    assert fit(tid=TID, priority=100)
+    assert fit(tid=TID, priority=0, privileged=False)
+    assert fit(tid=TID, priority=-100, privileged=False)
+    with pytest.raises(NotPermitted, match="priority 1 is for root only"):
+        fit(tid=TID, priority=1, privileged=False)
+
+
+NOW_NS = 5_000_000_000
+
+
+def waits_until_ns(until_ns: int, most_s: float = 60) -> int:
+    request = ClaimRequest(1, epoch=1, address=0, length=1, access="w", wait_until_ns=until_ns)
+    return fitting.wait_until_ns(request, NOW_NS, most_s)
+
+
+@pytest.mark.parametrize("until_ns", [0, 1, NOW_NS - 1, NOW_NS])
+def test_a_wait_until_a_time_that_has_come_is_none(until_ns: int) -> None:
+    assert waits_until_ns(until_ns) == 0
+
+
+def test_a_wait_is_bounded_and_what_is_longer_is_refused_with_the_setting() -> None:
+    assert waits_until_ns(NOW_NS + 1) == NOW_NS + 1
+    assert waits_until_ns(NOW_NS + 60 * 10**9) == NOW_NS + 60 * 10**9
+
+    with pytest.raises(BadClaim, match=r"61 s is more than the 60 s of this daemon \(policy.wait_max_s\)"):
+        waits_until_ns(NOW_NS + 61 * 10**9)

@@ -17,23 +17,29 @@ from hwbpd.attribution import Place
 from hwbpd.core.effects import (
     AddLeg,
     Arm,
+    Attend,
     Attribute,
     Change,
     Disarm,
+    Done,
     DropLeg,
     End,
     Ended,
     Grant,
+    Handover,
+    Probe,
+    Queued,
     Rearm,
     RearmDone,
     Refuse,
     Route,
     Silence,
+    Suspend,
     Tell,
     TopUp,
     Unroute,
 )
-from hwbpd.core.errors import Holder, NoFreeSlot
+from hwbpd.core.errors import HeldBack, Holder, NoFreeSlot
 from hwbpd.core.events import (
     AnyEvent,
     Armed,
@@ -41,13 +47,18 @@ from hwbpd.core.events import (
     Disarmed,
     ForeignFound,
     FuseBlown,
+    HitsCounted,
     LegRefused,
     LegTaken,
+    Probed,
     Rearmed,
     RearmFailed,
+    Suspended,
+    TargetEnded,
 )
 from hwbpd.core.model import (
     Access,
+    ArmedBy,
     Claim,
     Delivery,
     Kind,
@@ -63,7 +74,7 @@ from hwbpd.core.model import (
 )
 from hwbpd.followers import Decisions
 from hwbpd.hits import Hits
-from hwbpd.hookspecs import ArmError, Foreign
+from hwbpd.hookspecs import ArmError, Foreign, TargetEnd
 from hwbpd.outbox import Outbox
 from hwbpd.peers import Connection, Peer
 from hwbpd.performer import Performer
@@ -74,6 +85,7 @@ from tests.slow_model import Event
 
 EVERYWHERE = Target()
 MODE = Mode(ring_bytes=4096)
+ROOM = MODE.ring_bytes // RECORD.size  # hits in a ring
 NOWHERE = Owner(99, 99, 0, 0, "gone")
 
 
@@ -219,17 +231,16 @@ def test_hits_flow_from_the_route_to_its_end(stage: Stage) -> None:
 def test_to_disarm_delivers_what_is_left_and_adds_up_every_slot(stage: Stage) -> None:
     # given two slots of one claim, with hits that nobody has drained, and one of them with losses
     stage.armed(1, 2, claim=claim_of(stage.ann))
-    room = MODE.ring_bytes // RECORD.size
-    stage.machine.hit(1, room + 3)
+    stage.machine.hit(1, ROOM + 3)
     stage.machine.hit(2, 4)
 
     # when they are disarmed
     outcome = stage.performer.perform(Disarm(7, (1, 2)))
 
     # then nothing is polled or armed, the hits are on their way, and the answer has the final counts
-    assert outcome == Disarmed(stage.clock.now_ns(), 7, Totals(hits=room + 7, lost=3))
+    assert outcome == Disarmed(stage.clock.now_ns(), 7, Totals(hits=ROOM + 7, lost=3))
     assert (stage.watch.polled, stage.machine.armed) == ({}, {})
-    assert [message["count"] for message in stage.sent(stage.ann)] == [room, 4]
+    assert [message["count"] for message in stage.sent(stage.ann)] == [ROOM, 4]
 
 
 def test_a_grant_says_what_the_slots_hold(stage: Stage) -> None:
@@ -257,26 +268,26 @@ def test_a_refusal_carries_its_errno_its_sentence_and_its_holders(stage: Stage) 
 
 
 def test_who_releases_its_claim_gets_the_final_counts_in_the_reply(stage: Stage) -> None:
-    # given a claim with hits delivered, dropped and lost
+    # given a claim with hits delivered and lost
     claim = claim_of(stage.ann)
-    stage.performer.perform(Route(stage_armed(stage), claim))
-    flow = stage.hits.flow(7)
-    flow.delivered, flow.dropped = 5, 2
+    stage.armed(1, claim=claim)
+    stage.machine.hit(1, ROOM + 3)
+    outcome = stage.performer.perform(Disarm(7, (1,)))
+    assert outcome == Disarmed(stage.clock.now_ns(), 7, Totals(hits=ROOM + 3, lost=3))
 
     # when its owner has released it
-    stage.ended(End.RELEASED, claim, Totals(hits=10, lost=3), asked_by=stage.ann.owner)
+    stage.ended(End.RELEASED, claim, Totals(hits=ROOM + 3, lost=3), asked_by=stage.ann.owner)
 
     # then there is one reply, and no account any more
-    assert stage.sent(stage.ann) == [
-        {"op": "released", "id": 55, "claim": 7, "hits": 10, "delivered": 5, "lost": 3, "dropped": 2}
-    ]
-    with pytest.raises(KeyError):
-        stage.hits.flow(7)
-
-
-def stage_armed(stage: Stage) -> int:
-    stage.performer.perform(Arm(claim_of(stage.ann), resources(1)))
-    return 1
+    hits, released = stage.sent(stage.ann)
+    assert (hits["count"], hits["lost"]) == (ROOM, 3)
+    assert released == {"op": "released", "id": 55, "claim": 7} | {
+        "hits": ROOM + 3,
+        "delivered": ROOM,
+        "lost": 3,
+        "dropped": 0,
+    }
+    assert stage.hits.final(7) == Totals()
 
 
 def test_who_loses_its_claim_to_an_operator_is_told_and_so_is_the_operator(stage: Stage) -> None:
@@ -293,6 +304,8 @@ def test_who_loses_its_claim_to_an_operator_is_told_and_so_is_the_operator(stage
 def test_who_loses_its_claim_with_the_thread_is_told(stage: Stage) -> None:
     claim = claim_of(stage.ann, Mode(delivery=Delivery.COUNT))
     stage.armed(1, claim=claim)
+    stage.machine.hit(1, 9)
+    stage.performer.perform(Disarm(7, (1,)))
 
     stage.ended(End.EXIT, claim, Totals(hits=9))
 
@@ -327,11 +340,12 @@ def test_nobody_is_told_where_nobody_is_left(stage: Stage) -> None:
 
 
 def test_an_account_that_does_not_add_up_is_our_own_mistake(stage: Stage) -> None:
-    claim = claim_of(stage.ann)
-    stage.armed(1, claim=claim)
+    # given a machine that has counted a hit which came out of no ring
+    stage.armed(1, claim=claim_of(stage.ann))
+    stage.machine.armed[1].hits += 1
 
-    with pytest.raises(AssertionError):
-        stage.ended(End.EXIT, claim, Totals(hits=1))
+    with pytest.raises(AssertionError, match="resource 1"):
+        stage.performer.perform(Disarm(7, (1,)))
 
 
 # --- may it still? ---------------------------------------------------------------------------------------------------
@@ -379,6 +393,216 @@ def test_with_too_few_descriptors_the_answer_says_how_many(stage: Stage, monkeyp
     outcome = stage.performer.perform(Arm(claim_of(stage.ann), resources(1)))
 
     assert outcome == ArmFailed(stage.clock.now_ns(), 7, errno.EMFILE, None, 812, needed=3000, allowed=500)
+
+
+# --- several on one slot ---------------------------------------------------------------------------------------------
+
+
+def of_bob(claim: Claim, stage: Stage) -> Claim:
+    return msgspec.structs.replace(claim, claim_id=8, owner=stage.bob.owner)
+
+
+def test_who_joins_an_armed_slot_has_no_hit_from_before_and_the_guard_hears_of_those(stage: Stage) -> None:
+    # given a slot with hits that nobody has drained
+    claim = claim_of(stage.ann)
+    stage.armed(1, claim=claim)
+    stage.machine.hit(1, 4)
+    begun = stage.watch.begun
+
+    # when another claim is routed there
+    outcome = stage.performer.perform(Route(1, of_bob(claim, stage)))
+
+    # then they have gone to the first only, the core hears of them, and the slot is polled as it was
+    assert outcome == HitsCounted(stage.clock.now_ns(), 1, 4, 0)
+    assert [message["count"] for message in stage.sent(stage.ann)] == [4]
+    assert stage.sent(stage.bob) == []
+    assert (stage.watch.begun, sorted(stage.watch.polled)) == (begun, [1])
+
+
+def test_who_leaves_a_shared_slot_gets_its_last_hits_and_the_slot_stays_as_it_is(stage: Stage) -> None:
+    # given two claims on a slot, of which one has a slot of its own beside it
+    claim = claim_of(stage.ann)
+    stage.armed(1, 2, claim=claim)
+    stage.performer.perform(Route(1, of_bob(claim, stage)))
+    stage.machine.hit(1, 3)
+    stage.machine.hit(2, 5)
+
+    # when it ends
+    outcome = stage.performer.perform(Disarm(7, (2,), shared=(1,)))
+
+    # then its counts are of both, and the other has had the same hits of the shared one, of which the core hears
+    assert outcome == Disarmed(stage.clock.now_ns(), 7, Totals(hits=8))
+    assert stage.came_later == [HitsCounted(stage.clock.now_ns(), 1, 3, 0)]
+    assert [message["count"] for message in stage.sent(stage.bob)] == [3]
+
+    # and the shared slot goes on for the other alone
+    assert (sorted(stage.machine.armed), sorted(stage.watch.polled)) == ([1], [1])
+    assert stage.page.count(0, None) == (1, 1)
+    stage.machine.hit(1, 2)
+    outcome = stage.performer.perform(Disarm(8, (1,)))
+    assert outcome == Disarmed(stage.clock.now_ns(), 8, Totals(hits=5))
+    assert len(stage.sent(stage.ann)) == 2
+
+
+def test_a_refill_for_a_slot_that_was_given_back_meanwhile_is_nothing(stage: Stage) -> None:
+    stage.armed(1, claim=claim_of(stage.ann, FUSED))
+    stage.performer.perform(Disarm(7, (1,)))
+
+    assert stage.performer.perform(TopUp(1, 5)) is None
+
+
+def test_a_claim_that_gives_way_gives_everything_back_and_counts_on_when_it_is_armed_again(stage: Stage) -> None:
+    # given a claim with hits, some of them not drained
+    claim = claim_of(stage.ann)
+    stage.armed(1, claim=claim)
+    stage.machine.hit(1, 2)
+    stage.hits.drain(1)
+    stage.machine.hit(1, 1)
+
+    # when it gives way
+    outcome = stage.performer.perform(Suspend(7, (1,)))
+
+    # then the slot is free, nobody polls it, the page does not show it, and all hits are on their way
+    assert outcome == Suspended(stage.clock.now_ns(), 7)
+    assert (stage.machine.armed, stage.machine.kernel.events(), stage.watch.polled) == ({}, [], {})
+    assert stage.page.count(0, None) == (0, 0)
+    assert [message["count"] for message in stage.sent(stage.ann)] == [2, 1]
+
+    # and when it is armed again and ends, its account is of both times
+    stage.armed(2, claim=claim)
+    stage.machine.hit(2, 4)
+    outcome = stage.performer.perform(Disarm(7, (2,)))
+    assert outcome == Disarmed(stage.clock.now_ns(), 7, Totals(hits=7))
+    stage.ended(End.RELEASED, claim, Totals(hits=7), asked_by=stage.ann.owner)
+    assert stage.sent(stage.ann)[-1]["delivered"] == 7
+
+
+def test_the_page_shows_a_slot_until_it_has_been_given_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.armed(1, claim=claim_of(stage.ann))
+    disarm = stage.machine.disarm
+    shown = []
+
+    def look(resource_id: int) -> Any:
+        shown.append(stage.page.count(0, None))
+        return disarm(resource_id)
+
+    monkeypatch.setattr(stage.machine, "disarm", look)
+    stage.performer.perform(Suspend(7, (1,)))
+
+    assert (shown, stage.page.count(0, None)) == ([(1, 1)], (0, 0))
+
+
+# --- tracers ---------------------------------------------------------------------------------------------------------
+
+HOLD = Mode(delivery=Delivery.HOLD)
+
+
+def on_a_thread(stage: Stage) -> tuple[Claim, tuple[Resource, ...]]:
+    """A tracer's claim for two slots of a thread."""
+    stage.machine.start_task(812)
+    target = Target(stage.machine.task(812))
+    claim = msgspec.structs.replace(claim_of(stage.ann, HOLD, target), armed_by=ArmedBy.TRACER)
+    return claim, resources(1, 2, mode=HOLD, target=target)
+
+
+def test_a_place_is_held_for_a_tracer_until_it_takes_it_and_the_thread_attended_to_then(stage: Stage) -> None:
+    # given two places that are held
+    claim, both = on_a_thread(stage)
+    assert stage.performer.perform(Arm(claim, both)) == Armed(stage.clock.now_ns(), 7)
+    assert (len(stage.machine.kernel.events()), sorted(stage.watch.polled)) == (2, [1, 2])
+    assert stage.page.count(None, claim.target.task) == (2, 0)
+
+    # when the tracer is about to take them
+    assert stage.performer.perform(Handover(7, (1, 2))) is None
+
+    # then they are free in the kernel, and on the page
+    assert stage.machine.kernel.events() == []
+    assert stage.page.count(None, claim.target.task) == (0, 0)
+    stage.machine.poke(812)
+    stage.machine.poke(812)
+
+    # and what becomes of the thread is still noticed, until they are given back
+    assert sorted(stage.watch.polled) == [1, 2]
+    stage.machine.exit_task(812)
+    assert stage.machine.end_of_target(1) is TargetEnd.EXIT
+    assert stage.performer.perform(Disarm(7, (1, 2))) == Disarmed(stage.clock.now_ns(), 7, Totals())
+    assert (stage.machine.armed, stage.watch.polled) == ({}, {})
+
+
+def test_a_thread_that_is_gone_before_its_tracer_takes_it_has_ended(stage: Stage) -> None:
+    # given a place on a thread that exits unnoticed
+    claim, (one, _) = on_a_thread(stage)
+    stage.performer.perform(Arm(claim, (one,)))
+    stage.machine.exit_task(812)
+
+    # when its tracer is about to take it, then the core hears of the end
+    assert stage.performer.perform(Handover(7, (1,))) == TargetEnded(stage.clock.now_ns(), 1, execed=False)
+    assert (stage.machine.armed, stage.watch.polled) == ({}, {})
+
+    # and nothing is left to be given back
+    assert stage.performer.perform(Disarm(7, (1,))) == Disarmed(stage.clock.now_ns(), 7, Totals())
+
+
+def test_a_place_that_is_held_may_be_given_up_for_others(stage: Stage) -> None:
+    claim, both = on_a_thread(stage)
+    stage.performer.perform(Arm(claim, both))
+
+    assert stage.performer.perform(Suspend(7, (1, 2))) == Suspended(stage.clock.now_ns(), 7)
+
+    assert (stage.machine.kernel.events(), stage.watch.polled) == ([], {})
+    assert stage.page.count(None, claim.target.task) == (0, 0)
+
+
+def test_without_a_placeholder_the_thread_is_attended_to_at_once(stage: Stage) -> None:
+    claim, both = on_a_thread(stage)
+
+    assert stage.performer.perform(Attend(claim, both)) == Armed(stage.clock.now_ns(), 7)
+
+    assert (stage.machine.kernel.events(), sorted(stage.watch.polled)) == ([], [1, 2])
+    assert stage.page.count(None, claim.target.task) == (0, 0)
+    assert stage.performer.perform(Disarm(7, (1, 2))) == Disarmed(stage.clock.now_ns(), 7, Totals())
+
+
+def test_who_may_not_watch_a_thread_does_not_trace_it_either(stage: Stage) -> None:
+    claim, both = on_a_thread(stage)
+    nobody = stage.open(3, uid=1000)
+    stage.rights.about_to_exec = {812}
+
+    outcome = stage.performer.perform(Attend(msgspec.structs.replace(claim, owner=nobody.owner), both))
+
+    assert isinstance(outcome, ArmFailed)
+    assert (outcome.errno, stage.machine.armed, stage.watch.polled) == (errno.EPERM, {}, {})
+
+
+def test_a_thread_that_is_gone_cannot_be_attended_to(stage: Stage) -> None:
+    claim, both = on_a_thread(stage)
+    stage.machine.exit_task(812)
+
+    assert stage.performer.perform(Attend(claim, both)) == ArmFailed(
+        stage.clock.now_ns(), 7, errno.ESRCH, None, 812
+    )
+    assert stage.machine.armed == {}
+
+
+@pytest.mark.parametrize(("known", "has_slot"), [(0, True), (1, True), (2, False), (3, False)])
+def test_whether_a_thread_has_a_slot_of_its_tracer_is_seen_beside_those_that_are_known(
+    stage: Stage, known: int, has_slot: bool
+) -> None:
+    claim, (one, _) = on_a_thread(stage)
+    stage.performer.perform(Arm(claim, (one,)))
+    stage.machine.poke(812)
+    stage.machine.poke(812)
+
+    outcome = stage.performer.perform(Probe(7, claim.target, Pool.ANY, known))
+
+    assert outcome == Probed(stage.clock.now_ns(), 7, has_slot)
+
+
+def test_where_it_cannot_be_seen_the_thread_has_it(stage: Stage) -> None:
+    claim, _ = on_a_thread(stage)
+    stage.machine.exit_task(812)
+
+    assert stage.performer.perform(Probe(7, claim.target, Pool.ANY, 0)) == Probed(stage.clock.now_ns(), 7, True)
 
 
 # --- too many hits ---------------------------------------------------------------------------------------------------
@@ -522,6 +746,8 @@ def test_a_leg_that_is_refused_leaves_the_others_polled(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("change", "cpu", "notice"),
     [
+        (Change.SPARED, None, {"op": "spared"}),
+        (Change.SUSPENDED, None, {"op": "suspended"}),
         (Change.GUARDED, None, {"op": "guarded"}),
         (Change.RESUMED, None, {"op": "resumed"}),
         (Change.RESUMED, 1, {"op": "resumed", "cpu": 1}),
@@ -554,6 +780,80 @@ def test_an_owner_is_told_that_a_slot_went_with_its_cpu(stage: Stage) -> None:
         "because",
         1,
     )
+
+
+BOB = Holder(2, "gdb", 0, "ptrace", 1, "on tid 812", (8,))
+BOB_ON_THE_WIRE = msgspec.to_builtins(BOB) | {"claim_ids": [8]}
+
+
+@pytest.mark.parametrize(
+    ("change", "notice"),
+    [
+        (Change.REVOKE, {"op": "revoke", "by": BOB_ON_THE_WIRE, "deadline_ns": 99}),
+        (Change.CONTENDED, {"op": "contended", "by": BOB_ON_THE_WIRE}),
+        (Change.FOREIGN, {"op": "foreign", "holders": [BOB_ON_THE_WIRE]}),
+    ],
+)
+def test_an_owner_is_told_who_wants_its_slot_and_who_was_faster(
+    stage: Stage, change: Change, notice: dict[str, Any]
+) -> None:
+    claim = claim_of(stage.ann)
+
+    stage.performer.perform(Tell(claim, change, "because", holders=(BOB,), deadline_ns=99))
+
+    assert stage.sent(stage.ann) == [{"n": 1, "claim": 7, "sentence": "because", **notice}]
+
+
+def test_who_waits_is_told_its_place_and_what_for_and_at_last_what_it_has(stage: Stage) -> None:
+    # given a claim that has to wait
+    claim = claim_of(stage.ann, FUSED)
+    stage.performer.perform(Queued(claim, 55, 2, HeldBack("no room yet", (BOB,))))
+    assert stage.sent(stage.ann) == [
+        {"op": "queued", "id": 55, "claim": 7, "position": 2, "errno": "EAGAIN", "sentence": "no room yet"}
+        | {"holders": [BOB_ON_THE_WIRE]}
+    ]
+
+    # when it is granted
+    stage.performer.perform(Tell(claim, Change.GRANTED, "there is room now", plan=Plan((piece(1),))))
+
+    # then it hears what it would have heard at once
+    pieces = [{"address": 0x1000, "length": 8, "access": "w", "pool": "any"}]
+    assert stage.sent(stage.ann)[1:] == [
+        {"op": "granted", "n": 1, "claim": 7, "pieces": pieces, "ring_bytes": 4096, "kind": "perf", "guard": 10}
+    ]
+
+
+@pytest.mark.parametrize("how", [End.TIMEOUT, End.REFUSED, End.TAKE_FAILED, End.REUSED])
+def test_a_claim_that_never_had_a_hit_ends_with_nought(stage: Stage, how: End) -> None:
+    stage.ended(how, claim_of(stage.ann), Totals())
+
+    assert stage.sent(stage.ann) == [
+        {"op": "lost", "n": 1, "claim": 7, "reason": str(how), "sentence": "because"}
+        | {"hits": 0, "delivered": 0, "lost": 0, "dropped": 0}
+    ]
+
+
+def test_who_leaves_the_queue_is_answered(stage: Stage) -> None:
+    stage.ended(End.RELEASED, claim_of(stage.ann), Totals(), asked_by=stage.ann.owner)
+
+    assert stage.sent(stage.ann) == [
+        {"op": "released", "id": 55, "claim": 7, "hits": 0, "delivered": 0, "lost": 0, "dropped": 0}
+    ]
+
+
+@pytest.mark.parametrize("what", ["yielded", "take", "taken", "take_failed"])
+def test_a_request_that_needs_a_word_gets_it(stage: Stage, what: str) -> None:
+    assert stage.performer.perform(Done(stage.ann.owner, 55, what, 7)) is None
+
+    assert stage.sent(stage.ann) == [{"op": what, "id": 55, "claim": 7}]
+
+
+def test_of_what_a_tracer_leaves_behind_nothing_was_counted(stage: Stage) -> None:
+    stage.performer.perform(Done(stage.ann.owner, 55, "released", 7))
+
+    assert stage.sent(stage.ann) == [
+        {"op": "released", "id": 55, "claim": 7, "hits": 0, "delivered": 0, "lost": 0, "dropped": 0}
+    ]
 
 
 @pytest.mark.parametrize("change", list(Change))

@@ -7,6 +7,8 @@ Who may do what is ``test_who_may.py``'s question.
 
 from __future__ import annotations
 
+import errno
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +27,7 @@ OTHER_TID = 813
 LONELY_TID = 820  # the only thread of its process
 UID = 1000
 CLAIM: dict[str, Any] = {"address": 0x404040, "length": 8, "access": "w"}
+ADDRESSES = itertools.count(0x500000, 0x100)
 RATE = 50
 REARM_AFTER_S = 30.0
 
@@ -57,7 +60,8 @@ def patient_rig() -> Iterator[Rig]:
 
 
 def granted(rig: Rig, client: FakeClient, **fields: Any) -> int:
-    reply = rig.ask(client, "claim", **{**CLAIM, **fields})
+    """Make a claim; each is at an address of its own, so that none shares a slot."""
+    reply = rig.ask(client, "claim", **{**CLAIM, "address": next(ADDRESSES), **fields})
     assert reply["op"] == "granted", reply
     return int(reply["claim"])
 
@@ -246,6 +250,348 @@ def test_a_question_does_not_count_against_the_bounds(rig: Rig) -> None:
         granted(rig, client, tid=TID)
 
     assert rig.ask(client, "fit", **CLAIM, tid=LONELY_TID)["fits"]
+
+
+def test_whether_it_would_fit_minds_who_shares_who_waits_who_gives_way_and_the_reserve(rig: Rig) -> None:
+    # given a thread whose slots are all held, for claims of a low rank and for one that waits
+    client = rig.client()
+    for address in range(0, 32, 8):
+        granted(rig, client, address=address, tid=TID)
+    rig.ask(client, "claim", **{**CLAIM, "length": 4}, tid=TID, wait_until_ns=rig.clock.now_ns() + 10**9)
+    before = rig.arbiter.books.dump()
+
+    # when it is asked, then what is armed already fits, as does what others would give way to
+    assert rig.ask(client, "fit", **{**CLAIM, "address": 8}, tid=TID)["fits"]
+    reply = rig.ask(client, "fit", **CLAIM, tid=TID, kind="ptrace")
+    assert reply["fits"]
+    assert reply["sentence"].startswith("once claim 4 has given way: no slot on tid 812")
+    reply = rig.ask(client, "fit", **CLAIM, tid=TID)
+    assert (reply["fits"], reply["errno"]) == (False, "ENOSPC")
+
+    # and nobody gives way to a question
+    assert ops(client) == []
+    assert rig.arbiter.books.dump() == before
+
+
+# --- sharing, waiting, giving way ------------------------------------------------------------------------------------
+
+
+def in_a_second(rig: Rig) -> int:
+    return rig.clock.now_ns() + 10**9
+
+
+def full(rig: Rig, client: FakeClient, **fields: Any) -> list[int]:
+    """Hold every slot of a thread."""
+    return [granted(rig, client, tid=TID, **fields) for _ in range(4)]
+
+
+def queued(rig: Rig, client: FakeClient, **fields: Any) -> int:
+    reply = rig.ask(client, "claim", **{**CLAIM, "tid": TID, "wait_until_ns": in_a_second(rig), **fields})
+    assert reply["op"] == "queued", reply
+    return int(reply["claim"])
+
+
+def test_two_on_one_slot_have_their_own_hits_and_neither_minds_the_other_leaving(rig: Rig) -> None:
+    # given a claim with a hit that nobody has drained
+    ann, bob = rig.client(), rig.client(uid=UID)
+    first = granted(rig, ann, **CLAIM, tid=TID)
+    rig.machine.hit(1, 1)
+
+    # when another user claims the same
+    second = granted(rig, bob, **CLAIM, tid=TID)
+    rig.machine.hit(1, 2)
+    rig.turn()
+
+    # then one slot is held, and each counts from when it came
+    assert len(rig.machine.armed) == 1
+    (row,) = rig.ask(bob, "slots")["resources"]
+    assert [(of["claim"], of["hits"]) for of in row["claims"]] == [(first, 3), (second, 2)]
+    assert row["address"] == CLAIM["address"], "it is its own, too"
+
+    # and when one leaves, the other goes on
+    released = rig.ask(ann, "release", claim=first)
+    assert (released["hits"], released["delivered"]) == (3, 3)
+    rig.machine.hit(1, 4)
+    rig.turn()
+    assert rig.ask(bob, "counts", claim=second)["hits"] == 6
+    assert sum(message["count"] for message in bob.read() if message["op"] == "hits") == 6
+    assert rig.ask(bob, "release", claim=second)["hits"] == 6
+    assert rig.machine.armed == {}
+
+
+def test_who_joins_must_be_allowed_to_watch_as_if_alone(rig: Rig) -> None:
+    granted(rig, rig.client(), **CLAIM, tid=TID)
+    rig.rights.forbidden = {TID}
+
+    assert refused(rig, rig.client(uid=UID), tid=TID)["errno"] == "EPERM"
+
+
+def test_a_flood_silences_everybody_on_the_slot(rig: Rig) -> None:
+    ann, bob = rig.client(), rig.client()
+    claims = [granted(rig, client, **CLAIM, tid=TID) for client in (ann, bob)]
+
+    rig.machine.hit(1, 10 * RATE)
+    rig.turn()
+
+    for client, claim in zip((ann, bob), claims, strict=True):
+        assert ops(client) == ["hits", "guarded"]
+        assert rig.ask(client, "counts", claim=claim)["hits"] == RATE
+
+
+def test_those_who_come_and_go_on_a_slot_do_not_wear_its_fuse_down(rig: Rig) -> None:
+    """What is drained for them out of turn is filled up again like all else."""
+    client, other = rig.client(), rig.client()
+    claim = granted(rig, client, **CLAIM, tid=TID)
+
+    for _ in range(20):
+        rig.machine.hit(1, RATE // 5)
+        guest = granted(rig, other, **CLAIM, tid=TID)
+        rig.machine.hit(1, RATE // 5)
+        rig.ask(other, "release", claim=guest)
+        rig.clock.wind(1)
+        rig.turn()
+
+    assert rig.ask(client, "counts", claim=claim)["hits"] == 40 * (RATE // 5)
+    assert set(ops(client)) == {"hits"}
+
+
+def test_who_waits_hears_its_place_at_once_and_has_its_slot_when_there_is_room(rig: Rig) -> None:
+    # given a thread without room
+    ann, bob = rig.client(pid=4001), rig.client()
+    held = full(rig, ann)
+
+    # when another would wait, then it hears in which place, and for whom
+    reply = rig.ask(bob, "claim", **CLAIM, tid=TID, wait_until_ns=in_a_second(rig), label="patience")
+    assert (reply["op"], reply["position"], reply["errno"]) == ("queued", 1, "ENOSPC")
+    assert [holder["pid"] for holder in reply["holders"]] == [4001]
+    assert (ops(ann), ops(bob)) == (["contended"] * 4, []), "each of those in the way"
+    assert rig.ask(bob, "counts", claim=reply["claim"])["hits"] == 0
+
+    # and when there is room, it hears what it would have heard at once, and gets hits
+    rig.ask(ann, "release", claim=held[0])
+    (granted_now,) = bob.read()
+    assert (granted_now["op"], granted_now["n"], granted_now["claim"]) == ("granted", 1, reply["claim"])
+    assert granted_now["pieces"][0]["address"] == CLAIM["address"]
+    rig.machine.hit(max(rig.machine.armed), 2)
+    rig.turn()
+    assert ops(bob) == ["hits"]
+
+
+def test_a_wait_ends_at_its_time_and_the_daemon_does_not_sleep_through_it(rig: Rig) -> None:
+    ann, bob = rig.client(), rig.client()
+    full(rig, ann)
+    claim = queued(rig, bob)
+
+    rig.clock.wind(0.75)
+    for _ in range(3):
+        rig.turn()
+    assert rig.server._wait_s() == 0.25
+    rig.clock.wind(0.25)
+    rig.turn()
+
+    (lost,) = bob.read()
+    assert (lost["op"], lost["claim"], lost["reason"], lost["hits"]) == ("lost", claim, "timeout", 0)
+
+
+def test_who_has_waited_long_enough_may_leave_the_queue(rig: Rig) -> None:
+    ann, bob = rig.client(), rig.client()
+    full(rig, ann)
+    claim = queued(rig, bob)
+
+    released = rig.ask(bob, "release", claim=claim)
+
+    assert (released["op"], released["hits"]) == ("released", 0)
+    assert len(rig.arbiter.queue) == 0
+
+
+def test_a_wait_that_is_longer_than_the_daemon_allows_is_refused_with_the_setting(rig: Rig) -> None:
+    refusal = refused(rig, rig.client(), tid=TID, wait_until_ns=rig.clock.now_ns() + 3601 * 10**9)
+
+    assert (refusal["errno"], refusal["sentence"]) == (
+        "EINVAL",
+        "a wait of 3601 s is more than the 3600 s of this daemon (policy.wait_max_s)",
+    )
+
+
+def test_those_who_wait_count_against_the_bounds(rig: Rig) -> None:
+    full(rig, rig.client())
+    client = rig.client(uid=UID)
+    for _ in range(4):
+        queued(rig, client)
+
+    assert "has 4 claims" in refused(rig, client, tid=TID, wait_until_ns=in_a_second(rig))["sentence"]
+
+    # and with the legs that they wait for
+    other = rig.client(uid=UID + 1)
+    for _ in range(3):
+        queued(rig, other, cpus=[0, 1])
+    assert "has 6 legs and wants 1 more" in refused(rig, other, tid=LONELY_TID)["sentence"]
+
+
+def test_a_higher_rank_takes_the_slot_of_a_lower_one_which_counts_on_when_it_has_it_back(rig: Rig) -> None:
+    # given a thread without room, and a claim on it with a hit
+    ann, bob = rig.client(), rig.client(pid=4002)
+    youngest = full(rig, ann)[-1]
+    rig.machine.hit(4, 1)
+
+    # when a claim of higher rank comes, then somebody is asked to give way
+    asked = bob.ask("claim", **CLAIM, tid=TID, kind="ptrace")
+    rig.turn()
+    revoke, hits = ann.read()
+    assert (hits["op"], revoke["op"], revoke["claim"], revoke["by"]["pid"]) == ("hits", "revoke", youngest, 4002)
+    assert revoke["deadline_ns"] == rig.clock.now_ns() + 10**8
+    assert bob.read() == []
+
+    # and goes on until it does
+    rig.machine.hit(4, 2)
+    assert rig.ask(ann, "yield", claim=youngest) == {"op": "yielded", "id": ann._last_id, "claim": youngest}
+    assert [(message["op"], message.get("count")) for message in ann.read()] == [("hits", 2), ("suspended", None)]
+    (reply,) = bob.read()
+    assert (reply["op"], reply["id"]) == ("granted", asked)
+    assert rig.ask(ann, "counts", claim=youngest)["hits"] == 3
+
+    # and when the other has gone, it is back, and its account is of both times
+    rig.ask(bob, "release", claim=reply["claim"])
+    assert ops(ann) == ["resumed"]
+    rig.machine.hit(max(rig.machine.armed), 4)
+    released = rig.ask(ann, "release", claim=youngest)
+    assert (released["hits"], released["delivered"]) == (7, 7)
+
+
+def test_who_does_not_give_way_is_made_to(rig: Rig) -> None:
+    ann, bob = rig.client(), rig.client()
+    full(rig, ann)
+    bob.ask("claim", **CLAIM, tid=TID, kind="ptrace")
+    rig.turn()
+    assert (ops(ann), ops(bob)) == (["revoke"], [])
+
+    rig.clock.wind(0.1)
+    rig.turn()
+
+    assert (ops(ann), ops(bob)) == (["suspended"], ["granted"])
+
+
+def test_nobody_gives_way_unasked_or_for_others(rig: Rig) -> None:
+    ann, bob = rig.client(), rig.client()
+    claim = granted(rig, ann, tid=TID)
+
+    assert refused(rig, ann, "yield", claim=claim)["errno"] == "EINVAL"
+    assert refused(rig, bob, "yield", claim=claim)["errno"] == "EPERM"
+    assert refused(rig, bob, "yield", claim=4711)["errno"] == "ENOENT"
+
+
+def test_only_root_goes_before_others_of_its_kind(rig: Rig) -> None:
+    refusal = refused(rig, rig.client(uid=UID), tid=TID, priority=1)
+
+    assert (refusal["errno"], refusal["sentence"]) == (
+        "EPERM",
+        "priority 1 is for root only; others may ask for 0 or less",
+    )
+
+
+def test_some_slots_are_left_to_users_outside() -> None:
+    # given a daemon that leaves one slot of four
+    for rig in a_rig(reserve_slots=1):
+        client = rig.client()
+        for _ in range(3):
+            granted(rig, client, tid=TID)
+
+        # when the fourth is wanted
+        refusal = refused(rig, client, tid=TID)
+
+        # then that is no matter of the kernel's, and the refusal says so
+        assert refusal["errno"] == "EAGAIN"
+        assert "(policy.reserve_slots)" in refusal["sentence"]
+        assert rig.ask(client, "fit", **CLAIM, tid=TID)["errno"] == "EAGAIN"
+
+
+# --- tracers ---------------------------------------------------------------------------------------------------------
+
+
+def tracer(rig: Rig, client: FakeClient, **fields: Any) -> int:
+    return granted(rig, client, tid=TID, kind="ptrace", armed_by="tracer", **fields)
+
+
+def states(rig: Rig, client: FakeClient) -> list[str]:
+    return [of["state"] for row in rig.ask(client, "slots")["resources"] for of in row["claims"]]
+
+
+def test_a_tracer_takes_its_slot_and_leaves_it_behind_until_the_thread_exits(rig: Rig) -> None:
+    # given a place that is held for a tracer
+    client = rig.client()
+    claim = tracer(rig, client)
+    assert len(rig.machine.kernel.events()) == 1
+
+    # when it takes the slot, then it finds it free
+    assert rig.ask(client, "taking", claim=claim)["op"] == "take"
+    assert (rig.machine.kernel.events(), states(rig, client)) == ([], ["taking"])
+    rig.machine.poke(TID)
+    assert rig.ask(client, "taken", claim=claim)["op"] == "taken"
+    assert states(rig, client) == ["taken"]
+
+    # and what it releases the thread keeps, for which there are no counts
+    assert rig.ask(client, "release", claim=claim)["op"] == "released"
+    assert states(rig, client) == ["residue"]
+    assert rig.ask(client, "counts", claim=claim)["hits"] == 0
+
+    # until the thread exits
+    rig.machine.exit_task(TID)
+    rig.turn()
+    assert states(rig, client) == []
+    assert rig.machine.armed == {}
+
+
+def test_a_tracer_without_a_placeholder_takes_its_slot_at_once(rig: Rig) -> None:
+    client = rig.client()
+    claim = tracer(rig, client, placeholder=False)
+    assert (rig.machine.kernel.events(), states(rig, client)) == ([], ["taking"])
+
+    rig.machine.poke(TID)
+
+    assert rig.ask(client, "taken", claim=claim)["op"] == "taken"
+
+
+@pytest.mark.parametrize("pokes", [True, False])
+def test_of_a_tracer_that_dies_in_between_what_it_took_stays_and_no_more(rig: Rig, pokes: bool) -> None:
+    client, other = rig.client(), rig.client()
+    rig.ask(client, "taking", claim=tracer(rig, client))
+    if pokes:
+        rig.machine.poke(TID)
+
+    client.die()
+    rig.turn()
+
+    assert states(rig, other) == (["residue"] if pokes else [])
+
+
+def test_who_took_a_tracers_slot_first_is_found_and_named(rig: Rig) -> None:
+    # given a tracer that is about to take its slot, and somebody outside who is faster
+    client = rig.client()
+    claim = tracer(rig, client)
+    rig.ask(client, "taking", claim=claim)
+    full_outside(rig)
+    with pytest.raises(OSError, match="No space left"):
+        rig.machine.poke(TID)
+
+    # when it says so
+    assert rig.ask(client, "take_failed", claim=claim, errno=errno.ENOSPC)["op"] == "take_failed"
+
+    # then its claim is over, and it hears who has the slot
+    lost, foreign = client.read()
+    assert (lost["op"], lost["claim"], lost["reason"]) == ("lost", claim, "take failed")
+    assert (foreign["op"], foreign["claim"], foreign["holders"]) == ("foreign", claim, [GDB_ON_THE_WIRE])
+    assert rig.machine.armed == {}
+
+
+def test_what_is_not_a_tracers_is_not_taken(rig: Rig) -> None:
+    ann, bob = rig.client(), rig.client()
+    claim, traced = granted(rig, ann, tid=TID), tracer(rig, ann)
+
+    for op, fields in (("taking", {}), ("taken", {}), ("take_failed", {"errno": 28})):
+        assert refused(rig, ann, op, claim=claim, **fields)["errno"] == "EINVAL"
+        assert refused(rig, bob, op, claim=traced, **fields)["errno"] == "EPERM"
+        assert refused(rig, ann, op, claim=4711, **fields)["errno"] == "ENOENT"
+    assert refused(rig, ann, armed_by="tracer")["errno"] == "EINVAL"
 
 
 # --- processes, exec -------------------------------------------------------------------------------------------------

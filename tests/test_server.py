@@ -6,6 +6,7 @@ A whole daemon on fakes, without a socket; what real sockets add is in ``test_ne
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -31,6 +32,7 @@ from tests.slow_model import ANY_CPU, Event
 
 TID = 812
 CLAIM: dict[str, Any] = {"address": 0x404040, "length": 8, "access": "w"}
+ADDRESSES = itertools.count(0x500000, 0x100)
 
 
 @pytest.fixture
@@ -59,7 +61,8 @@ def rig_of_short_slots() -> Iterator[Rig]:
 
 
 def granted(rig: Rig, client: FakeClient, **fields: Any) -> int:
-    reply = rig.ask(client, "claim", **{**CLAIM, **fields})
+    """Make a claim; each is at an address of its own, so that none shares a slot."""
+    reply = rig.ask(client, "claim", **{**CLAIM, "address": next(ADDRESSES), **fields})
     assert reply["op"] == "granted", reply
     return int(reply["claim"])
 
@@ -625,12 +628,13 @@ def test_any_claim_is_granted_or_refused_with_a_reason_and_nothing_else_happens(
         # when anything is claimed that the protocol has words for
         replies = [rig.ask(client, "claim", **fields) for fields in claims]
 
-        # then each is granted or refused with one of our errors, and what is held is what was granted
+        # then each is granted or refused with one of our errors, and what is held is what was granted: equals share
         granted_ids = [reply["claim"] for reply in replies if reply["op"] == "granted"]
         assert list(rig.arbiter.books.claims) == granted_ids
         refusals = {reply["errno"] for reply in replies if reply["op"] == "error"}
         assert refusals <= {"ENOSPC", "EINVAL", "EOPNOTSUPP", "ESRCH", "ENODEV", "EDQUOT"}
-        assert [len(rig.arbiter.books.resources), len(rig.machine.armed)] == [len(granted_ids)] * 2
+        pieces = {str(reply["pieces"]) for reply in replies if reply["op"] == "granted"}
+        assert [len(rig.arbiter.books.resources), len(rig.machine.armed)] == [len(pieces)] * 2
 
 
 def test_requests_are_answered_in_their_order_and_hits_flow_under_a_storm_of_them(rig: Rig) -> None:
@@ -672,7 +676,7 @@ def test_a_flood_of_hits_lets_requests_through(rig: Rig) -> None:
 def test_every_decision_is_one_line_in_the_log(rig: Rig) -> None:
     with capture_logs() as lines:
         client = rig.client(pid=4001)
-        claim = granted(rig, client, tid=TID, label="the list")
+        claim = granted(rig, client, **CLAIM, tid=TID, label="the list")
         rig.ask(client, "claim", **CLAIM, tid=99)
         rig.ask(client, "release", claim=claim)
         rig.ask(client, "goodbye")

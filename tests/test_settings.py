@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from hwbpd.core.policy import Policy as CorePolicy
 from hwbpd.settings import BadSettings, Limits, Rings, Settings, load, socket_path
 
 SHIPPED = Path(__file__).resolve().parent.parent / "etc" / "hwbpd.toml"
@@ -50,10 +51,16 @@ def test_what_a_file_leaves_out_is_at_its_default(tmp_path: Path) -> None:
         ("[rings]\nbytes_max = 2147483648", "$.rings.bytes_max"),
         ('log_format = "xml"', "$.log_format"),
         ("log_level = 3", "$.log_level"),
+        ("journal = true", "$.journal"),
+        ("journal_max_bytes = 65535", "$.journal_max_bytes"),
         ('[metrics]\nlisten = "9464"', "$.metrics.listen"),
         ('[metrics]\nlisten = "localhost:"', "$.metrics.listen"),
         ('[metrics]\nlisten = "localhost:65536"', "$.metrics.listen"),
         ('[metrics]\nlisten = "unix:metrics.sock"', "$.metrics.listen"),
+        ("[policy]\nreserve_slots = -1", "$.policy.reserve_slots"),
+        ("[policy]\nrevoke_grace_s = 61", "$.policy.revoke_grace_s"),
+        ("[policy]\nwait_max_s = -1", "$.policy.wait_max_s"),
+        ("[policy]\nretry_s = 0", "$.policy.retry_s"),
         ("limits = 3", "$.limits"),
         ("machine = auto", "line 1"),
     ],
@@ -115,3 +122,12 @@ def test_settings_are_values() -> None:
     with pytest.raises(AttributeError):
         Settings().machine = "sim"  # type: ignore[misc]
     assert Settings(rings=Rings()) == Settings()
+
+
+def test_the_policies_come_to_the_core_in_nanoseconds(tmp_path: Path) -> None:
+    path = written(tmp_path, "[policy]\nreserve_slots = 2\nrevoke_grace_s = 0.25\nwait_max_s = 60\nretry_s = 2\n")
+
+    policy = load(path).policy
+
+    assert policy.wait_max_s == 60
+    assert policy.for_core() == CorePolicy(reserve_slots=2, revoke_grace_ns=250_000_000, retry_ns=2_000_000_000)

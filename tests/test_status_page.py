@@ -19,6 +19,7 @@ import hwbp.status_page as reader
 from hwbp import Answer, StatusPage, VersionMismatch, open_page
 from hwbpd import page_layout as layout
 from hwbpd import status_page
+from hwbpd.core.books import ClaimRecord
 from hwbpd.core.errors import LimitReached
 from hwbpd.core.lifecycle import State
 from hwbpd.core.model import Access, Delivery, Mode, Piece, Pool, Process, Resource, Span, Target, Task
@@ -26,7 +27,7 @@ from hwbpd.hookspecs import ArmError
 from hwbpd.settings import Limits, Settings
 from hwbpd.status_page import CannotMakePage, map_page
 from tests.fakes import FakeBackend, FakeClient, Rig
-from tests.simulation.test_simulation import Simulation
+from tests.simulation.test_simulation import TRACERS, Simulation
 
 TID = 800  # of a process with the same number, as fakes have it
 
@@ -378,10 +379,16 @@ class NeverLate(Simulation):
                 target.cpus is None or (cpu in target.cpus and cpu not in books.absent.get(resource_id, ()))
             )
             if is_there or (task is not None and is_for(target, task)):
-                states = [books.claims[rider.claim_id].state for rider in books.riders[resource_id]]
+                riders = [books.claims[rider.claim_id] for rider in books.riders[resource_id]]
+                if riders[0].state in TRACERS or resource_id in riders[0].reused:
+                    continue  # what a tracer has armed is not ours to show
                 held += 1
-                armed += resource.mode.delivery is not Delivery.HOLD and State.GUARDED not in states
+                armed += resource.mode.delivery is not Delivery.HOLD and not any(map(is_silent, riders))
         return held, armed
+
+
+def is_silent(record: ClaimRecord) -> bool:
+    return record.state is State.GUARDED or (record.state is State.YIELDING and record.was_guarded)
 
 
 def is_for(target: Target, task: Task) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from hwbpd.settings import Limits, Settings
 from tests.fakes import FakeBackend, FakeClient, Rig
 
 TID = 812
+ADDRESSES = itertools.count(0x500000, 0x100)
 
 
 @pytest.fixture
@@ -23,7 +25,8 @@ def rig() -> Iterator[Rig]:
 
 
 def claim(rig: Rig, client: FakeClient, **fields: Any) -> int:
-    granted = rig.ask(client, "claim", **{"address": 0x404040, "length": 8, "access": "w", **fields})
+    """Make a claim; each is at an address of its own, so that none shares a slot."""
+    granted = rig.ask(client, "claim", **{"address": next(ADDRESSES), "length": 8, "access": "w", **fields})
     assert granted["op"] == "granted", granted
     return int(granted["claim"])
 
@@ -31,7 +34,8 @@ def claim(rig: Rig, client: FakeClient, **fields: Any) -> int:
 def test_a_row_says_what_a_slot_holds_for_whom_and_since_when(rig: Rig) -> None:
     # given a claim that is two seconds old and has had hits
     client = rig.client(pid=4242)
-    mine = claim(rig, client, tid=TID, cpus=[1], kernel=False, kind="ptrace", label="the list", ring_bytes=4096)
+    asked = {"address": 0x404040, "kernel": False, "kind": "ptrace", "label": "the list", "ring_bytes": 4096}
+    mine = claim(rig, client, tid=TID, cpus=[1], **asked)
     (resource_id,) = rig.machine.armed
     rig.machine.hit(resource_id, 3)
     rig.clock.wind(2)
@@ -162,7 +166,7 @@ def test_of_a_claim_that_never_was_there_is_nothing_to_say(rig: Rig, op: str) ->
 
 def test_a_claim_that_is_over_has_a_story_and_no_counts(rig: Rig) -> None:
     client = rig.client()
-    mine = claim(rig, client)
+    mine = claim(rig, client, address=0x404040)
     rig.ask(client, "release", claim=mine)
 
     assert rig.ask(client, "counts", claim=mine)["errno"] == "ENOENT"
@@ -224,6 +228,8 @@ def test_capabilities_are_those_of_this_machine_and_this_daemon(rig: Rig) -> Non
         "ring_bytes_default": 256 * 1024,
         "ring_bytes_max": 8 * 2**20,
         "guard_hits_per_s": 10_000,
+        "wait_max_s": 3600,
+        "reserve_slots": 0,
     }
 
 
@@ -236,3 +242,100 @@ def test_to_ask_changes_nothing(rig: Rig) -> None:
         assert rig.ask(client, op, **fields)["op"] == op
 
     assert rig.arbiter.books.dump() == before
+
+
+# --- those who wait --------------------------------------------------------------------------------------------------
+
+
+def queued(rig: Rig, client: FakeClient, **fields: Any) -> int:
+    wait = {"address": 0x404040, "length": 8, "access": "w", "wait_until_ns": rig.clock.now_ns() + 10**10}
+    reply = rig.ask(client, "claim", **{**wait, "tid": TID, **fields})
+    assert reply["op"] == "queued", reply
+    return int(reply["claim"])
+
+
+def test_those_who_wait_are_listed_with_their_place_and_who_is_in_their_way(rig: Rig) -> None:
+    # given a thread without room, and two who wait for it, one of a higher rank that nobody else has
+    ann, bob = rig.client(), rig.client(pid=4242)
+    held = [claim(rig, ann, tid=TID, kind="ptrace") for _ in range(4)]
+    patient = queued(rig, bob, label="patience")
+    rig.clock.wind(2)
+    urgent = queued(rig, bob, kind="ptrace", address=0x500)
+
+    # when slots are listed
+    waiting = rig.ask(bob, "slots")["waiting"]
+
+    # then they are there in the order in which they have their turn
+    assert waiting[1] == {
+        "claim": patient,
+        "pid": 4242,
+        "comm": "client4242",
+        "uid": 0,
+        "kind": "perf",
+        "label": "patience",
+        "priority": 0,
+        "state": "waiting",
+        "position": 2,
+        "age_ns": 2_000_000_000,
+        "deadline_ns": rig.clock.now_ns() - 2_000_000_000 + 10**10,
+        "address": 0x404040,
+        "length": 8,
+        "access": "w",
+        "target": f"tid {TID}",
+        "blockers": [urgent, *held],
+    }
+    assert (waiting[0]["claim"], waiting[0]["position"], waiting[0]["blockers"]) == (urgent, 1, held)
+
+
+def test_who_displaces_and_who_is_suspended_are_listed_among_them(rig: Rig) -> None:
+    # given a claim that has to give way to another
+    ann, bob = rig.client(), rig.client()
+    held = [claim(rig, ann, tid=TID) for _ in range(4)]
+    bob.ask("claim", address=0x404040, length=8, access="w", tid=TID, kind="ptrace")
+    rig.turn()
+
+    # when it has not yet, then the other is listed with the time at which it will have
+    (displacing,) = rig.ask(ann, "slots")["waiting"]
+    assert (displacing["state"], displacing["blockers"]) == ("displacing", [held[3]])
+    assert displacing["deadline_ns"] == rig.clock.now_ns() + 10**8
+
+    # and when it has, it is listed itself, without an end to it
+    rig.ask(ann, "yield", claim=held[3])
+    (suspended,) = rig.ask(ann, "slots")["waiting"]
+    assert (suspended["claim"], suspended["state"], suspended["deadline_ns"]) == (held[3], "suspended", 0)
+    assert suspended["blockers"] == [held[0], held[1], held[2], displacing["claim"]]
+
+
+def test_of_those_who_wait_addresses_are_shown_to_their_own_and_to_root_only(rig: Rig) -> None:
+    root, ann, bob = rig.client(), rig.client(uid=1000), rig.client(uid=1001)
+    for _ in range(4):
+        claim(rig, root, tid=TID)
+    queued(rig, ann)
+
+    shown = [rig.ask(client, "slots")["waiting"][0]["address"] for client in (root, ann, bob)]
+
+    assert shown == [0x404040, 0x404040, None]
+
+
+def test_as_many_are_listed_as_a_page_has_rows_and_only_on_the_first(rig: Rig) -> None:
+    client = rig.client()
+    for _ in range(4):
+        claim(rig, client, tid=TID)
+    claims = [queued(rig, client, address=address) for address in range(0, 40, 8)]
+
+    first = rig.ask(client, "slots", most=3)
+    second = rig.ask(client, "slots", most=3, after=first["resources"][-1]["resource"])
+
+    assert [row["claim"] for row in first["waiting"]] == claims[:3]
+    assert "waiting" not in second
+
+
+def test_a_row_counts_for_each_rider_what_was_hit_since_it_came(rig: Rig) -> None:
+    client = rig.client()
+    for hits in (3, 4):
+        claim(rig, client, address=0x404040, tid=TID)
+        rig.machine.hit(1, hits)
+
+    (row,) = rig.ask(client, "slots")["resources"]
+
+    assert [(of["hits"], of["lost"]) for of in row["claims"]] == [(7, 0), (4, 0)]

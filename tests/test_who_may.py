@@ -28,7 +28,11 @@ ROWS_TRIED = {
     "kernel call chains, kernel instruction pointers, no guard",
     "kinds `kgdb`, `kvm`",
     "`release`, `rearm`",
+    "a `priority` above 0",
+    "to displace claims of lower rank",
+    "`yield`, `taking`, `taken`, `take_failed`",
     "`counts`, `why`",
+    "`why` about an errno",
     "`foreign`",
     "`enabled` with a thread",
     "`enabled` with a CPU alone",
@@ -158,7 +162,7 @@ def test_the_kinds_that_the_kernel_itself_uses_are_roots(people: People, who: st
 
     assert (reply["op"], reply["kind"]) == ("granted", served)
     row = people.ask(who, "slots")["resources"][-1]
-    assert row["claims"][0]["kind"] == served
+    assert row["claims"][-1]["kind"] == served
 
 
 @everybody
@@ -179,6 +183,57 @@ def test_a_silenced_claim_is_armed_again_by_its_own_session_and_by_root(people: 
     may = who in ("root", "owner")
     assert errno_name == (None if may else "EPERM")
     assert people.rig.arbiter.books.claims[people.claim].state == ("armed" if may else "guarded")
+
+
+@pytest.mark.parametrize("op", ["claim", "fit"])
+@everybody
+def test_to_go_before_others_of_ones_kind_is_roots_and_to_go_behind_is_everybodys(
+    people: People, who: str, op: str
+) -> None:
+    assert people.errno_of(who, op, **CLAIM, tid=TID, priority=1) == (None if who == "root" else "EPERM")
+    for priority in (0, -100):
+        assert people.errno_of(who, op, **CLAIM, tid=TID, priority=priority) is None
+
+
+@everybody
+def test_a_claim_of_lower_rank_is_displaced_by_root_and_by_its_own_uid(people: People, who: str) -> None:
+    # given every slot of a thread, held by the owner's uid as perf does
+    (slots,) = people.rig.slots.values()
+    for number in range(1, slots):
+        assert people.errno_of("owner", "claim", **CLAIM | {"address": 0x404040 + 8 * number}, tid=TID) is None
+
+    # when somebody claims there as a debugger, then who may not displace is refused, and the others are asked to wait
+    people.clients[who].ask("claim", **CLAIM | {"address": 0x500000}, tid=TID, kind="ptrace")
+    people.rig.turn()
+    asked = [notice["op"] for notice in people.owner.read() if notice["op"] == "revoke"]
+    assert asked == ([] if who == "other" else ["revoke"])
+
+
+@everybody
+def test_a_claim_gives_way_by_its_own_session_alone(people: People, who: str) -> None:
+    # The owner was not asked to: that it may is what EINVAL says.
+    assert people.errno_of(who, "yield", claim=people.claim) == ("EINVAL" if who == "owner" else "EPERM")
+
+
+@pytest.mark.parametrize("op", ["taking", "taken", "take_failed"])
+@everybody
+def test_a_tracers_slot_is_taken_by_its_own_session_alone(people: People, who: str, op: str) -> None:
+    claim = int(people.ask("owner", "claim", **CLAIM, tid=TID, kind="ptrace", armed_by="tracer")["claim"])
+    if op != "taking":
+        assert people.ask("owner", "taking", claim=claim)["op"] == "take"
+    errno_field = {"errno": 28} if op == "take_failed" else {}
+
+    assert people.errno_of(who, op, claim=claim, **errno_field) == (None if who == "owner" else "EPERM")
+    if op == "taken" and who == "owner":
+        people.rig.machine.exit_task(TID)  # what a tracer has taken stays until then
+        people.rig.turn()
+
+
+@everybody
+def test_why_there_is_no_room_is_everybodys_to_ask(people: People, who: str) -> None:
+    reply = people.ask(who, "why", errno="ENOSPC")
+    assert (reply["op"], reply["claim"]) == ("why", 0)
+    assert reply["lines"]
 
 
 @pytest.mark.parametrize("op", ["counts", "why"])

@@ -27,7 +27,8 @@ EVERY_REQUEST: list[dict[str, Any]] = [
     CLAIM
     | {"tid": 812, "cpus": [0, 3], "user": False, "delivery": "count", "user_chain": True}
     | {"kernel_chain": True, "ring_bytes": 4096, "kind": "kgdb", "label": "the list", "deadline_ns": 77}
-    | {"across_exec": True, "guard": 500, "only_pid": 900},
+    | {"across_exec": True, "guard": 500, "only_pid": 900, "priority": -5, "wait_until_ns": 99}
+    | {"armed_by": "tracer", "placeholder": False},
     {"op": "release", "id": 1, "epoch": 2, "claim": 3, "deadline_ns": 7},
     {"op": "counts", "id": 1, "epoch": 2, "claim": 3, "deadline_ns": 7},
     {"op": "slots", "id": 1, "epoch": 2, "after": 5, "most": 1000, "deadline_ns": 7},
@@ -40,6 +41,11 @@ EVERY_REQUEST: list[dict[str, Any]] = [
     {"op": "follow", "id": 1, "epoch": 2, "deadline_ns": 7},
     {"op": "thread", "id": 1, "epoch": 2, "deadline_ns": 7, "tid": 812},
     {"op": "enabled", "id": 1, "epoch": 2, "deadline_ns": 7, "cpu": 3, "tid": 812},
+    {"op": "yield", "id": 1, "epoch": 2, "claim": 3, "deadline_ns": 7},
+    {"op": "taking", "id": 1, "epoch": 2, "claim": 3, "deadline_ns": 7},
+    {"op": "taken", "id": 1, "epoch": 2, "claim": 3, "deadline_ns": 7},
+    {"op": "take_failed", "id": 1, "epoch": 2, "claim": 3, "errno": 28, "deadline_ns": 7},
+    {"op": "why", "id": 1, "epoch": 2, "errno": "ENOSPC", "deadline_ns": 7},
 ]
 
 
@@ -145,6 +151,10 @@ def test_a_request_cut_short_or_followed_by_more_is_refused(request_: dict[str, 
         ("ring_bytes", [0, 2**30], [-1, 2**30 + 1, 4096.0]),
         ("kind", ["kgdb", "kvm", "ptrace", "perf", "background"], ["gdb", "", 1, None]),
         ("label", ["", "x" * 64, "\u00e4" * 64], ["x" * 65, b"bytes", 5, None]),
+        ("priority", [-100, 0, 100], [-101, 101, 1.0, True, None]),
+        ("armed_by", ["daemon", "tracer"], ["", "gdb", 1, None]),
+        ("placeholder", [True, False], [0, 1, None]),
+        ("wait_until_ns", [0, U64_MAX], [-1, 1.5, None]),
     ],
 )
 def test_each_field_of_a_claim_has_its_bounds(field: str, good: list[Any], bad: list[Any]) -> None:
@@ -166,6 +176,13 @@ def test_each_field_of_a_claim_has_its_bounds(field: str, good: list[Any], bad: 
         (EVERY_REQUEST[6], "claim", [0, 2**62], [-1, 2**62 + 1, None]),
         (EVERY_REQUEST[8], "pid", [0, TID_MAX], [-1, TID_MAX + 1, None]),
         (EVERY_REQUEST[9], "claim", [0, 2**62], [-1, 2**62 + 1, None]),
+        (EVERY_REQUEST[14], "claim", [0, 2**62], [-1, 2**62 + 1, None]),
+        (EVERY_REQUEST[15], "claim", [0, 2**62], [-1, 2**62 + 1, None]),
+        (EVERY_REQUEST[16], "claim", [0, 2**62], [-1, 2**62 + 1, None]),
+        (EVERY_REQUEST[17], "claim", [0, 2**62], [-1, 2**62 + 1, None]),
+        (EVERY_REQUEST[17], "errno", [1, 4095], [0, 4096, -1, "ENOSPC", None]),
+        (EVERY_REQUEST[18], "errno", ["", "ENOSPC"], ["enospc", "EIO", 28, None]),
+        (EVERY_REQUEST[8], "priority", [-100, 100], [-101, 101]),
         (EVERY_REQUEST[4], "after", [0, 2**62], [-1, None]),
         (EVERY_REQUEST[4], "most", [1, 1000], [0, 1001, None]),
     ],
@@ -183,7 +200,8 @@ def test_each_field_of_the_others_has_its_bounds(
 def test_a_field_that_is_unknown_or_missing_is_named(request_: dict[str, Any]) -> None:
     with pytest.raises(BadMessage, match="surprise"):
         wire.decode_request(msgpack.packb(request_ | {"surprise": 1}))
-    for field in {"op", "id", "epoch", "claim", "version", "address", "length", "access"} & request_.keys():
+    fields = msgspec.structs.fields(next(cls for cls in REQUESTS if cls.__struct_config__.tag == request_["op"]))
+    for field in {"op"} | {each.name for each in fields if each.required}:
         rest = {name: value for name, value in request_.items() if name != field}
         with pytest.raises(BadMessage, match=field):
             wire.decode_request(msgpack.packb(rest))

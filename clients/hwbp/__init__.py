@@ -22,6 +22,7 @@ from hwbp.errors import (
     BadClaim,
     BadMessage,
     CpuOffline,
+    HeldBack,
     Holder,
     HwbpError,
     LimitReached,
@@ -36,8 +37,11 @@ from hwbp.errors import (
     Stale,
     TargetGone,
     VersionMismatch,
+    WaitTimedOut,
 )
 from hwbp.follow import Decision, Decisions
+from hwbp.pending import Pending
+from hwbp.ptrace import Slot
 from hwbp.records import Hit
 from hwbp.status_page import Answer, StatusPage, Thread, open_page
 from hwbp.syntax import BadSyntax, Event, format_cpus, parse_cpus, parse_event
@@ -53,6 +57,7 @@ from hwbp.values import (
     Piece,
     ResourceRow,
     Slots,
+    WaitingRow,
     Why,
 )
 from hwbp.watch import Watch
@@ -76,6 +81,7 @@ __all__ = [
     "Ended",
     "Event",
     "Fit",
+    "HeldBack",
     "Hit",
     "Holder",
     "HwbpError",
@@ -86,16 +92,20 @@ __all__ = [
     "NotPermitted",
     "NotReachable",
     "NotSupported",
+    "Pending",
     "Piece",
     "RequestExpired",
     "RequestTimedOut",
     "ResourceRow",
+    "Slot",
     "Slots",
     "Stale",
     "StatusPage",
     "TargetGone",
     "Thread",
     "VersionMismatch",
+    "WaitTimedOut",
+    "WaitingRow",
     "Watch",
     "Why",
     "connect",

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any, Self
+from contextlib import suppress
+from typing import Any, Self, TypedDict, Unpack
 
 from hwbp.connection import Connection
 from hwbp.errors import BadClaim, Holder, HwbpError, holders_of, refusal_of
 from hwbp.follow import Decisions
+from hwbp.pending import Pending, wait_until_ns
+from hwbp.ptrace import Slot
 from hwbp.records import Hit
 from hwbp.status_page import StatusPage, Thread, open_page, page_path
 from hwbp.syntax import Event, parse_event
@@ -28,8 +31,32 @@ from hwbp.values import (
     pieces_of,
     resources_of,
     value_of,
+    waiting_of,
 )
 from hwbp.watch import Watch, deadline_after
+
+
+class Asked(TypedDict, total=False):
+    """What a claim may say beside its event; ``Client.claim`` says what each means."""
+
+    address: int | None
+    length: int | None
+    access: str
+    user: bool
+    kernel: bool
+    tid: int
+    pid: int
+    only_pid: int
+    cpus: Iterable[int] | None
+    across_exec: bool
+    guard: int | None
+    kind: str
+    label: str
+    priority: int
+    delivery: str
+    user_chain: bool
+    kernel_chain: bool
+    ring_bytes: int
 
 
 class Client:
@@ -80,6 +107,8 @@ class Client:
         guard: int | None = None,
         kind: str = "perf",
         label: str = "",
+        priority: int = 0,
+        wait: float = 0.0,
         delivery: str = "hits",
         user_chain: bool = False,
         kernel_chain: bool = False,
@@ -87,6 +116,10 @@ class Client:
     ) -> Watch:
         """
         Claim a slot for an event, or for ``address``, ``length``, ``access``, ``user`` and ``kernel``.
+
+        With ``wait`` this returns when there is room, and takes in what is told of other claims meanwhile; an exception
+        amid the wait, such as Ctrl-C, cancels it. Whoever wants to show its place, or to do something else, has
+        ``queue``.
 
         Without ``tid`` and ``pid`` the claim is CPU-wide: it sees whatever runs there.
 
@@ -102,28 +135,89 @@ class Client:
             daemon's setting, which only root may exceed.
         :param kind: what it is for: "ptrace", "perf", "kgdb", "kvm" or "background"; ``Watch.kind`` says as what it is
             served.
+        :param priority: -100 to 100, among claims of its kind: a higher one goes first, and may displace. More than 0
+            is for root.
+        :param wait: seconds to wait for room; 0 for not at all. The daemon bounds it.
         :param delivery: "hits", "count" (only counted) or "hold" (the slot is held and not armed).
         :param ring_bytes: per leg, a power of two, at least a page; 0 for the daemon's setting.
         :raises BadSyntax: when ``event`` is text and no event.
+        :raises WaitTimedOut: when no room came in time.
         :raises HwbpError: the refusal, with its holders.
         """
-        asked = self._event(event, address, length, access, user, kernel)
-        reply = self._connection.request(
-            "claim",
-            **_event_fields(asked),
-            **_target_fields(tid, pid, only_pid, cpus),
-            **_others(across_exec, guard),
+        pending = self.queue(
+            event,
+            wait=wait,
+            address=address,
+            length=length,
+            access=access,
+            user=user,
+            kernel=kernel,
+            tid=tid,
+            pid=pid,
+            only_pid=only_pid,
+            cpus=cpus,
+            across_exec=across_exec,
+            guard=guard,
+            kind=kind,
+            label=label,
+            priority=priority,
             delivery=delivery,
             user_chain=user_chain,
             kernel_chain=kernel_chain,
             ring_bytes=ring_bytes,
-            kind=kind,
-            label=label,
         )
-        watch = Watch(self._connection, asked, reply)
+        return _granted(pending)
+
+    def queue(self, event: str | Event | None = None, *, wait: float, **asked: Unpack[Asked]) -> Pending:
+        """
+        Claim as ``claim`` does, with the same arguments, and return at once, also where the claim has to wait.
+
+            with client.queue("mem:0x404040/8:w", tid=4242, wait=30) as pending:
+                if pending.is_waiting:
+                    print(pending.position, pending.sentence)
+                watch = pending.granted()
+
+        :param wait: seconds for which it waits; the request itself is answered within the client's ``timeout``.
+        :raises HwbpError: the refusal of a claim that can neither be granted nor wait.
+        """
+        if unknown := asked.keys() - Asked.__annotations__.keys():
+            raise TypeError(f"a claim has no {', '.join(sorted(unknown))}")
+        return self._queue(event, wait, asked, {})
+
+    def tracer_claim(
+        self, tid: int, event: str | Event, *, placeholder: bool = True, wait: float = 0.0, priority: int = 0,
+        label: str = "",
+    ) -> Slot:  # fmt: skip
+        """
+        Claim a slot that this process, as the tracer of a thread, takes itself by ptrace; see ``hwbp.ptrace``.
+
+        :param tid: the thread that is traced.
+        :param placeholder: hold the slot for the tracer until ``Slot.take``; without it, take it at once.
+        :raises WaitTimedOut: when no room came in time.
+        :raises HwbpError: the refusal, with its holders.
+        """
+        asked = Asked(tid=tid, kind="ptrace", priority=priority, label=label, delivery="hold")
+        by_tracer = {"armed_by": "tracer"} | ({} if placeholder else {"placeholder": False})
+        return Slot(self._connection, _granted(self._queue(event, wait, asked, by_tracer)), placeholder)
+
+    def _queue(self, event: str | Event | None, wait: float, asked: Asked, others: dict[str, Any]) -> Pending:
+        until_ns = wait_until_ns(wait)
+        what = self._event(
+            event,
+            asked.get("address"),
+            asked.get("length"),
+            asked.get("access", "rw"),
+            asked.get("user", True),
+            asked.get("kernel", True),
+        )
+        fields = _said(asked) | others | _event_fields(what)
+        if until_ns:
+            fields["wait_until_ns"] = until_ns
+        return Pending(self._connection, what, self._connection.request("claim", **fields), until_ns, self._adopt)
+
+    def _adopt(self, watch: Watch) -> None:
         self._live()
         self._watches[watch.claim_id] = watch
-        return watch
 
     def fit(
         self,
@@ -141,6 +235,7 @@ class Client:
         across_exec: bool = False,
         guard: int | None = None,
         kind: str = "perf",
+        priority: int = 0,
         delivery: str = "hits",
     ) -> Fit:
         """
@@ -152,15 +247,12 @@ class Client:
             does not exist, or one that is not permitted.
         """
         asked = self._event(event, address, length, access, user, kernel)
-        reply = self._connection.request(
-            "fit",
-            **_event_fields(asked),
-            **_target_fields(tid, pid, only_pid, cpus),
-            **_others(across_exec, guard),
-            delivery=delivery,
-            kind=kind,
-        )
-        return Fit(reply["fits"], pieces_of(reply), None if reply["fits"] else refusal_of(reply))
+        others = Asked(tid=tid, pid=pid, only_pid=only_pid, cpus=cpus, across_exec=across_exec, guard=guard)
+        others |= Asked(kind=kind, priority=priority, delivery=delivery)
+        reply = self._connection.request("fit", **(_said(others) | _event_fields(asked)))
+        if reply["fits"]:
+            return Fit(True, pieces_of(reply), first=reply.get("sentence", ""))
+        return Fit(False, pieces_of(reply), refusal_of(reply))
 
     def release(self, claim_id: int) -> Counts:
         """
@@ -228,14 +320,14 @@ class Client:
     # --- asking ------------------------------------------------------------------------------------------------------
 
     def slots(self) -> Slots:
-        """Return who holds what, on all CPUs and for all tasks."""
+        """Return who holds what, on all CPUs and for all tasks, and who waits."""
         reply = self._connection.request("slots")
-        pools, cpus = reply["pools"], cpus_of(reply["cpus"])
+        pools, cpus, waiting = reply["pools"], cpus_of(reply["cpus"]), waiting_of(reply.get("waiting", ()))
         resources = list(resources_of(reply["resources"]))
         while reply["more"]:
             reply = self._connection.request("slots", after=resources[-1].resource)
             resources += resources_of(reply["resources"])
-        return Slots(pools, cpus, tuple(resources))
+        return Slots(pools, cpus, tuple(resources), waiting)
 
     def foreign(self) -> tuple[Holder, ...]:
         """
@@ -250,9 +342,14 @@ class Client:
         """Return what the daemon's machine can do."""
         return value_of(Capabilities, self._connection.request("capabilities"))
 
-    def why(self, claim_id: int) -> Why:
-        """Return the story of a claim, granted or refused; somebody else's as an operator."""
-        return value_of(Why, self._connection.request("why", claim=claim_id))
+    def why(self, claim_id: int = 0, errno: str = "") -> Why:
+        """
+        Return the story of a claim, granted, waiting or refused; somebody else's as an operator.
+
+        :param errno: "ENOSPC", instead of a claim: who holds everything now, and what would have to change.
+        """
+        asked: dict[str, Any] = {"errno": errno} if errno else {"claim": claim_id}
+        return value_of(Why, self._connection.request("why", **asked))
 
     # --- may there be a breakpoint? ----------------------------------------------------------------------------------
 
@@ -350,21 +447,28 @@ class Client:
         return self._default_lengths[access]
 
 
+_UNSAID = {"pid": 0, "only_pid": 0, "cpus": None, "across_exec": False, "guard": None, "priority": 0}
+
+
 def _event_fields(event: Event) -> dict[str, Any]:
     span = {"address": event.address, "length": event.length, "access": event.access}
     return span | {"user": event.user, "kernel": event.kernel}
 
 
-def _target_fields(tid: int, pid: int, only_pid: int, cpus: Iterable[int] | None) -> dict[str, Any]:
-    """What was not asked for is left out, here and below: a daemon that does not know it need not refuse it."""
-    fields: dict[str, Any] = {"tid": tid}
-    if pid:
-        fields["pid"] = pid
-    if only_pid:
-        fields["only_pid"] = only_pid
-    return fields if cpus is None else fields | {"cpus": list(cpus)}
+def _said(asked: Asked) -> dict[str, Any]:
+    """What need not be said is left out: a daemon that does not know it need not refuse it."""
+    said = {name: value for name, value in asked.items() if name not in _UNSAID or value != _UNSAID[name]}
+    cpus = asked.get("cpus")
+    return said if cpus is None else said | {"cpus": list(cpus)}
 
 
-def _others(across_exec: bool, guard: int | None) -> dict[str, Any]:
-    fields: dict[str, Any] = {"across_exec": True} if across_exec else {}
-    return fields if guard is None else fields | {"guard": guard}
+def _granted(pending: Pending) -> Watch:
+    """Wait for as long as it takes; what interrupts that cancels the claim."""
+    try:
+        watch = pending.granted()
+    except BaseException:
+        with suppress(HwbpError):  # the reason why nobody waits any longer is what counts
+            pending.cancel()
+        raise
+    assert watch is not None, "without a limit of ours there is one or the other"
+    return watch

@@ -17,7 +17,16 @@ from typing import Any
 import msgpack
 
 from hwbp import transport
-from hwbp.errors import BadClaim, BadMessage, HwbpError, RequestTimedOut, Stale, refusal_of
+from hwbp.errors import (
+    BadClaim,
+    BadMessage,
+    HwbpError,
+    RequestTimedOut,
+    Stale,
+    holder_of,
+    holders_of,
+    refusal_of,
+)
 from hwbp.follow import Decisions
 from hwbp.inbox import Inbox
 from hwbp.values import Change, Counts, Ended, value_of
@@ -55,13 +64,14 @@ class Connection:
         self.over: Ended | None = None
         self.welcome: dict[str, Any] = {}
         self.decisions: Decisions | None = None  # where they are kept, in a session that follows
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._pid = os.getpid()
         self._last_id = 0
         self._awaited_id = _NOBODY
         self._reply: dict[str, Any] | None = None
         self._notices = 0
         self._inboxes: dict[int, Inbox] = {}
+        self._looked_into: set[int] = set()  # claims of which it will be told, after their end, who took their slot
         try:
             self.welcome = self._hello(name)
         except BaseException:
@@ -73,7 +83,7 @@ class Connection:
         try:
             return self.request("hello", version=PROTOCOL_VERSION, client=name)
         except RequestTimedOut as silence:
-            why = f"something listens, but did not answer within {self._timeout_s:g} s; is it hwbpd, and is it running?"
+            why = f"something listens, but did not answer within {self.timeout_s:g} s; is it hwbpd, and is it running?"
             raise transport.not_reachable(self.path, why) from silence
         except Stale as lost:
             raise transport.not_reachable(self.path, "whoever listens there closed the connection") from lost
@@ -93,14 +103,14 @@ class Connection:
         """
         self._check_process()
         self._check_session()
-        deadline_ns = time.monotonic_ns() + int(self._timeout_s * 1e9)
+        deadline_ns = time.monotonic_ns() + int(self.timeout_s * 1e9)
         self._reply = None
         self._awaited_id = self._send(op, fields, deadline_ns)
         try:
             while self._reply is None:
                 if not self._take_in(deadline_ns):
                     self._check_session()
-                    raise RequestTimedOut(f"hwbpd did not answer {op!r} within {self._timeout_s:g} s")
+                    raise RequestTimedOut(f"hwbpd did not answer {op!r} within {self.timeout_s:g} s")
         finally:
             self._awaited_id = _NOBODY  # a reply that comes later finds nobody
         reply, self._reply = self._reply, None
@@ -127,10 +137,20 @@ class Connection:
         self._inboxes[claim_id] = inbox = Inbox()
         return inbox
 
+    def look_into(self, claim_id: int, whether: bool = True) -> None:
+        """From now on expect to be told who took its slot (``foreign``), or no more."""
+        (self._looked_into.add if whether else self._looked_into.discard)(claim_id)
+
+    def is_looked_into(self, claim_id: int) -> bool:
+        """Whether that is still to be told."""
+        return claim_id in self._looked_into and not self.over
+
     def end_claim(self, claim_id: int, ended: Ended, final: Counts | None = None) -> None:
-        """The claim is over; nothing more will come for it."""
-        if inbox := self._inboxes.pop(claim_id, None):
+        """The claim is over; nothing more will come for it, but who took its slot if it is looked into."""
+        if inbox := self._inboxes.get(claim_id):
             inbox.end(ended, final)
+            if claim_id not in self._looked_into:
+                del self._inboxes[claim_id]
 
     def close(self) -> None:
         """Say goodbye and wait for the answer: when this returns the slots are free. Every claim is over."""
@@ -163,7 +183,7 @@ class Connection:
             raise BadClaim(f"a number of this {op!r} request does not fit in 64 bits") from error
         try:
             if not self._transport.send(data, deadline_ns):
-                raise RequestTimedOut(f"hwbpd read nothing for {self._timeout_s:g} s, so {op!r} could not be asked")
+                raise RequestTimedOut(f"hwbpd read nothing for {self.timeout_s:g} s, so {op!r} could not be asked")
         except transport.Lost:
             while self._take_in(0):  # what came before; it may say why
                 pass
@@ -205,9 +225,9 @@ class Connection:
         # An unreadable request is refused under id 0, which we never use; only the current one can be meant.
         if message["id"] == self._awaited_id or (message["id"] == 0 and message["op"] == "error"):
             self._reply = message
-        elif message["op"] == "granted":
-            # The daemon granted in time and we had stopped waiting: nobody knows this claim, so give it back.
-            deadline_ns = time.monotonic_ns() + int(self._timeout_s * 1e9)
+        elif message["op"] in ("granted", "queued"):
+            # The daemon read it in time and we had stopped waiting: nobody knows this claim, so give it back.
+            deadline_ns = time.monotonic_ns() + int(self.timeout_s * 1e9)
             self._send("release", {"claim": message["claim"]}, deadline_ns)
 
     def _accept_notice(self, message: dict[str, Any]) -> None:
@@ -216,28 +236,37 @@ class Connection:
             # Counts would no longer add up, and the end of a claim may be what is missing.
             raise BadMessage(f"notice {message['n']} came where {self._notices} was due")
         match message["op"]:
-            case "hits":
-                if inbox := self._inboxes.get(message["claim"]):
-                    records, count = message["records"], message["count"]
-                    inbox.keep(records, count, message.get("lost", 0), message.get("dropped", 0))
-            case "guarded" | "suspended" | "resumed":
-                self._keep_change(message["claim"], message["op"], message)
-            case "lost" if message.get("cpu") is not None:
-                self._keep_change(message["claim"], message["reason"], message)
-            case "lost":
-                ended = Ended(message["reason"], message["sentence"])
-                self.end_claim(message["claim"], ended, value_of(Counts, message))
             case "decision":
                 if self.decisions is not None:
                     self.decisions.keep(message)
             case "closing":
                 self._end(Ended("closing", message["sentence"]))
+            case "lost" if message.get("cpu") is None:
+                ended = Ended(message["reason"], message["sentence"])
+                self.end_claim(message["claim"], ended, value_of(Counts, message))
+            case _:
+                if inbox := self._inboxes.get(message.get("claim", _NOBODY)):
+                    self._accept_about(inbox, message)
+
+    def _accept_about(self, inbox: Inbox, message: dict[str, Any]) -> None:
+        """Keep what is told of a claim of this session that goes on, or was looked into."""
+        match message["op"]:
+            case "hits":
+                records, count = message["records"], message["count"]
+                inbox.keep(records, count, message.get("lost", 0), message.get("dropped", 0))
+            case "granted":
+                inbox.granted = message
+            case "lost":
+                inbox.change(_change(message["reason"], message))
+            case "guarded" | "revoke" | "spared" | "suspended" | "resumed" | "contended" as what:
+                inbox.change(_change(what, message))
+            case "foreign":
+                inbox.change(_change("foreign", message))
+                self._looked_into.discard(message["claim"])
+                if inbox.ended:
+                    del self._inboxes[message["claim"]]
             case _:
                 pass  # a notice of a later daemon
-
-    def _keep_change(self, claim_id: int, what: str, message: dict[str, Any]) -> None:
-        if inbox := self._inboxes.get(claim_id):
-            inbox.change(Change(what, message["sentence"], message.get("cpu")))
 
     def _end(self, ended: Ended) -> None:
         """The session is over, and with it every claim."""
@@ -254,3 +283,8 @@ class Connection:
 
 def _lost(path: Path) -> str:
     return f"the connection to hwbpd at {path} was lost; its claims are over"
+
+
+def _change(what: str, message: dict[str, Any]) -> Change:
+    holders = (holder_of(message["by"]),) if "by" in message else holders_of(message)
+    return Change(what, message["sentence"], message.get("cpu"), holders, message.get("deadline_ns", 0))

@@ -2,7 +2,8 @@
 Every refusal, as an exception: one class for each name in the protocol's table of errors.
 
 ``str()`` is the daemon's whole sentence. ``NotReachable`` and ``RequestTimedOut`` are found out on this side and never
-come over the wire.
+come over the wire; ``WaitTimedOut`` comes as the end of a claim that waited, so ETIMEDOUT in a reply is always
+``RequestExpired``.
 """
 
 from __future__ import annotations
@@ -70,6 +71,18 @@ class NoFreeSlot(HwbpError):
     """Every slot the claim could use is held; ``holders`` says by whom."""
 
     errno_name = "ENOSPC"
+
+
+class HeldBack(HwbpError):
+    """There is room, and a policy keeps it: a reserve, a claim of a higher rank, or one that waits for it."""
+
+    errno_name = "EAGAIN"
+
+
+class WaitTimedOut(HwbpError):
+    """The claim has waited as long as it was to wait, in vain. Nothing is held."""
+
+    errno_name = "ETIMEDOUT"
 
 
 class NotPermitted(HwbpError):
@@ -160,6 +173,7 @@ BY_ERRNO_NAME: Mapping[str, type[HwbpError]] = {
     refusal.errno_name: refusal
     for refusal in (
         NoFreeSlot,
+        HeldBack,
         NotPermitted,
         BadClaim,
         NotSupported,
@@ -186,11 +200,12 @@ def refusal_of(message: Mapping[str, Any]) -> HwbpError:
 
 
 def holders_of(message: Mapping[str, Any]) -> tuple[Holder, ...]:
-    """Return the ``holders`` of an ``error``, ``fit`` or ``foreign`` reply."""
-    return tuple(_holder_of(holder) for holder in message.get("holders", ()))
+    """Return the ``holders`` of a reply or notice that has some."""
+    return tuple(holder_of(holder) for holder in message.get("holders", ()))
 
 
-def _holder_of(message: Mapping[str, Any]) -> Holder:
+def holder_of(message: Mapping[str, Any]) -> Holder:
+    """Return one holder as a value."""
     # Explanations must not fail for want of a detail: what a daemon leaves out reads as unknown.
     return Holder(
         pid=message.get("pid", 0),

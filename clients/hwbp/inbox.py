@@ -1,5 +1,5 @@
 """
-What arrived for one claim and was not read yet: raw records and changes, bounded; and whether the claim is over.
+What arrived for one claim and was not read yet: raw records and changes, bounded; how the claim is; whether it is over.
 
 Replies and hits come through the same socket, so whoever waits for a reply has to take in the hits before it. They
 stay bytes until somebody reads them. Beyond the bound the newest message is discarded and its hits are counted: it is
@@ -9,6 +9,8 @@ the reader's choice not to read, and no reader may eat the machine's memory.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from hwbp.values import Change, Counts, Ended
 
@@ -23,7 +25,10 @@ class Inbox:
         self.lost = 0  # as last heard, hits for which the ring had no room
         self.dropped = 0  # as last heard, hits for which the way to this client had none
         self.discarded = 0  # delivered, but unread beyond the bound
+        self.granted: Mapping[str, Any] | None = None  # of a claim that waited: the notice that it has its slots
         self.guarded = False  # too many hits: nothing comes until it is armed again
+        self.suspended = False  # it has given way: nothing comes until there is room
+        self.revoke: Change | None = None  # it is to give way
         self.ended: Ended | None = None
         self.final: Counts | None = None
         self._kept_bytes_max = kept_bytes_max
@@ -56,11 +61,22 @@ class Inbox:
 
     def change(self, change: Change) -> None:
         """Something happened to the claim, and it goes on."""
-        if change.what == "guarded":
-            self.guarded = True
-        elif change.what == "resumed" and change.cpu is None:
-            self.guarded = False
+        if change.cpu is None:  # what concerns one CPU leaves the claim as it is
+            self._turn(change)
         self._changes.append(change)
+
+    def _turn(self, change: Change) -> None:
+        match change.what:
+            case "guarded":
+                self.guarded = True
+            case "revoke":
+                self.revoke = change
+            case "spared":
+                self.revoke = None
+            case "suspended":
+                self.suspended, self.revoke = True, None
+            case "resumed":
+                self.guarded = self.suspended = False
 
     def take_changes(self) -> tuple[Change, ...]:
         """Return the changes that were not taken yet, oldest first."""
@@ -73,6 +89,7 @@ class Inbox:
         if self.ended is None:
             self.ended = ended
             self.final = final
+            self.revoke = None
         if final is not None:
             self.lost = final.lost
             self.dropped = final.dropped

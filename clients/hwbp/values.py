@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, TypeVar
 
-from hwbp.errors import BadMessage, HwbpError
+from hwbp.errors import BadMessage, Holder, HwbpError
 
 Value = TypeVar("Value")
 
@@ -43,11 +43,16 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Whether a claim would fit now: the pieces its slots would hold, and the refusal it would get if not."""
+    """
+    Whether a claim would fit now: the pieces its slots would hold, and the refusal it would get if not.
+
+    ``first``: where it fits once others have given way, who they are, for people; else empty.
+    """
 
     fits: bool
     pieces: tuple[Piece, ...]
     refusal: HwbpError | None = None
+    first: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +69,25 @@ class Change:
     """
     What happened to a claim that goes on.
 
-    ``what``: "guarded" (too many hits: it keeps its slot and reports nothing until it is armed again), "resumed" (it
-    reports again; with ``cpu``, on that CPU, which is back), "offline" (the CPU went offline, and the slot there with
-    it), "suspended" (the CPU is back and has no room for it).
+    ``what``:
+
+    - "guarded": too many hits; it keeps its slot and reports nothing until it is armed again;
+    - "revoke": somebody of a higher rank needs the room, and takes it at ``deadline_ns``, or when the owner gives way;
+      "spared": not any more;
+    - "suspended": it has given way, and waits in its old place; with ``cpu``, that CPU is back and has no room for it;
+    - "resumed": it has its slots and reports again; with ``cpu``, on that CPU, which is back;
+    - "offline": the CPU went offline, and the slot there with it;
+    - "contended": somebody was refused, or waits, because of it;
+    - "foreign": who outside hwbpd took the slot that its tracer was about to take, as far as could be found out.
+
+    ``holders``: whom it is about: who wants the room, or who took it.
     """
 
     what: str
     sentence: str
     cpu: int | None = None
+    holders: tuple[Holder, ...] = ()
+    deadline_ns: int = 0  # of a "revoke", CLOCK_MONOTONIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +96,11 @@ class Ended:
     Why a claim is over.
 
     ``reason``: "released", "exit" (the thread or process exited), "exec" (it runs another program), "forced" (an
-    operator released it), "stolen" (somebody took its slot while it was armed again), "closing" (the daemon ended the
-    session), "stale" or "connection" (the daemon no longer knows this session), "protocol" (its messages cannot be
-    trusted), "closed" (this client was closed), or what a later daemon says.
+    operator released it), "stolen" (somebody took its slot while it was armed again), "timeout" (it has waited in
+    vain), "refused" (it has waited, and then could not be armed), "take failed" (its tracer could not take the slot),
+    "reused" (another tracer has the slot that it left behind), "closing" (the daemon ended the session), "stale" or
+    "connection" (the daemon no longer knows this session), "protocol" (its messages cannot be trusted), "closed" (this
+    client was closed), or what a later daemon says.
     """
 
     reason: str
@@ -140,12 +158,35 @@ class CpuRow:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingRow:
+    """A claim that holds nothing and has a place in the queue."""
+
+    claim: int
+    pid: int
+    comm: str
+    uid: int
+    kind: str
+    label: str
+    priority: int
+    state: str  # "waiting", "displacing" or "suspended"
+    position: int  # from 1, among those who wait for the same
+    age_ns: int
+    deadline_ns: int  # until when it waits, CLOCK_MONOTONIC; 0 for no limit
+    address: int | None  # None for those who may not see it
+    length: int
+    access: str
+    target: str  # "tid 812", "cpu-wide on all cpus"
+    blockers: tuple[int, ...] = ()  # claims in its way
+
+
+@dataclass(frozen=True, slots=True)
 class Slots:
-    """Who holds what. ``pools``: pool name -> slots per CPU."""
+    """Who holds what, and who waits, in the order of the queue. ``pools``: pool name -> slots per CPU."""
 
     pools: Mapping[str, int]
     cpus: tuple[CpuRow, ...]
     resources: tuple[ResourceRow, ...]
+    waiting: tuple[WaitingRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +205,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """The story of a claim: its state, and sentences, oldest first."""
+    """The story of a claim: its state, and sentences, oldest first; ``claim`` is 0 where it is of no single claim."""
 
     claim: int
     state: str
@@ -201,6 +242,11 @@ def pieces_of(reply: Mapping[str, Any]) -> tuple[Piece, ...]:
 def cpus_of(messages: Sequence[Mapping[str, Any]]) -> tuple[CpuRow, ...]:
     """Return the ``cpus`` of a ``slots`` reply."""
     return tuple(value_of(CpuRow, message) for message in messages)
+
+
+def waiting_of(messages: Sequence[Mapping[str, Any]]) -> tuple[WaitingRow, ...]:
+    """Return the ``waiting`` of a ``slots`` reply."""
+    return tuple(value_of(WaitingRow, message) for message in messages)
 
 
 def resources_of(messages: Sequence[Mapping[str, Any]]) -> tuple[ResourceRow, ...]:

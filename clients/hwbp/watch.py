@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 from hwbp.connection import Connection
-from hwbp.errors import NoSuchClaim, Stale
+from hwbp.errors import BadClaim, NoSuchClaim, Stale
 from hwbp.inbox import Inbox
 from hwbp.records import Hit, hits_of
 from hwbp.syntax import Event
@@ -24,8 +24,11 @@ class Watch:
     ``guard`` (hits a second that silence it; 0 for no bound).
     """
 
-    def __init__(self, connection: Connection, event: Event, granted: Mapping[str, Any]) -> None:
-        """:param granted: the daemon's reply."""
+    def __init__(self, connection: Connection, event: Event, granted: Mapping[str, Any], inbox: Inbox) -> None:
+        """
+        :param granted: the daemon's reply, or its notice to a claim that waited.
+        :param inbox: the claim's.
+        """
         self.claim_id: int = granted["claim"]
         self.event = event
         self.pieces = pieces_of(granted)
@@ -33,7 +36,7 @@ class Watch:
         self.kind: str = granted.get("kind", "")
         self.guard: int = granted.get("guard", 0)
         self._connection = connection
-        self._inbox: Inbox = connection.open_inbox(self.claim_id)
+        self._inbox = inbox
 
     def __repr__(self) -> str:
         return f"<Watch {self.claim_id}: {self.event}, {self.state}>"
@@ -41,10 +44,29 @@ class Watch:
     @property
     def state(self) -> str:
         """
-        As last heard: "armed", "guarded" (there were too many hits; it keeps its slot and reports nothing until
-        ``rearm``, or by itself where the daemon is set so), or "ended".
+        As last heard: "armed"; "guarded" (there were too many hits; it keeps its slot and reports nothing until
+        ``rearm``, or by itself where the daemon is set so); "yielding" (see ``revoke``); "suspended" (it has given way,
+        and is resumed by itself when there is room); or "ended".
         """
-        return "ended" if self.ended else "guarded" if self._inbox.guarded else "armed"
+        if self.ended:
+            return "ended"
+        if self._inbox.suspended:
+            return "suspended"
+        if self._inbox.revoke:
+            return "yielding"
+        return "guarded" if self._inbox.guarded else "armed"
+
+    @property
+    def revoke(self) -> Change | None:
+        """
+        What asks the claim to give way: for whom (``holders``), why, and at which ``deadline_ns`` its slots are taken
+        without having been given; None while nothing does.
+
+        It is heard of as any change is, during ``hits``, ``Client.wait`` or any request; whoever wants to give way
+        before the deadline waits there, looks here, and calls ``yield_``. There is no callback: one would be called
+        amid another request, where nothing can be asked.
+        """
+        return self._inbox.revoke
 
     @property
     def ended(self) -> Ended | None:
@@ -112,6 +134,23 @@ class Watch:
         """
         self._connection.request("rearm", claim=self.claim_id)
         self._inbox.guarded = False
+
+    def yield_(self) -> None:
+        """
+        Give way now, as ``revoke`` asks, rather than at its deadline.
+
+        Hits that came before stay readable, and the counts go on when the claim is resumed. Where it has been suspended
+        or spared meanwhile there is nothing left to do, which is no error.
+
+        :raises BadClaim: when it was not asked to.
+        """
+        was_asked = self.revoke is not None or self._inbox.suspended
+        try:
+            self._connection.request("yield", claim=self.claim_id)
+        except BadClaim:
+            if was_asked and self._inbox.revoke is None:  # its deadline passed just before, or its reason
+                return
+            raise
 
     def counts(self) -> Counts:
         """

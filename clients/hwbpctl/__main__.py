@@ -2,22 +2,41 @@
 hwbpctl: who holds the hardware breakpoints, and the use of some, from a shell.
 
 Exit status: 0 done, 1 refused (``fit``: does not fit; ``doctor``: something is broken), 2 wrong usage, 3 no daemon
-answers. With a command behind ``--``, the command's own.
+answers. With a command behind ``--``, the command's own; ``replay`` has that of the replay.
 What a verb needs is imported when it runs: ``--help`` should not wait for a transport.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hwbpctl.options import All, Argv, ClaimId, Cpus, Event, Events, Guard, Kind, Label, OnlyPid, Pid, Tid
+from hwbpctl.options import (
+    All,
+    Argv,
+    ClaimId,
+    Cpus,
+    Event,
+    Events,
+    Guard,
+    Kind,
+    Label,
+    Nonblock,
+    OnlyPid,
+    Pid,
+    Priority,
+    Tid,
+    Wait,
+)
 
 if TYPE_CHECKING:
     from hwbpctl.watching import Job
@@ -61,17 +80,17 @@ def list_slots(
     context: typer.Context,
     foreign: Annotated[bool, typer.Option("--foreign", help="also look for holders outside hwbpd (root)")] = False,
 ) -> None:
-    """Show who holds which slots."""
+    """Show who holds which slots, and who waits for which."""
     with _client(context) as client:
         from hwbpctl import listing, render
 
-        value = client.slots()
+        value, now_ns = client.slots(), time.monotonic_ns()
         if not foreign:
-            _answer(context, value, lambda: listing.slots(value))
+            _answer(context, value, lambda: listing.slots(value, now_ns))
             return
         holders = client.foreign()
         both = render.plain(value) | {"foreign": render.plain(holders)}
-        _answer(context, both, lambda: f"{listing.slots(value)}\n\n{listing.foreign(holders)}")
+        _answer(context, both, lambda: f"{listing.slots(value, now_ns)}\n\n{listing.foreign(holders)}")
 
 
 @app.command("caps")
@@ -85,12 +104,18 @@ def capabilities(context: typer.Context) -> None:
 
 
 @app.command()
-def why(context: typer.Context, claim: ClaimId) -> None:
-    """Tell the story of a claim, granted or refused."""
+def why(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="CLAIM|ENOSPC", help="a claim's number, or why there is no room")],
+) -> None:
+    """Tell the story of a claim, granted, waiting or refused; or who holds everything, and what would help."""
+    is_errno = what.upper() == "ENOSPC"
+    if not is_errno and not (what.isascii() and what.isdecimal() and int(what) > 0):
+        raise typer.BadParameter(f"a claim's number, as ls shows it, or ENOSPC, not {what!r}")
     with _client(context) as client:
         from hwbpctl import render
 
-        value = client.why(claim)
+        value = client.why(errno="ENOSPC") if is_errno else client.why(int(what))
         _answer(context, value, lambda: render.why(value))
 
 
@@ -111,6 +136,7 @@ def fit(
     cpus: Cpus = "",
     every_cpu: All = False,
     kind: Kind = "perf",
+    priority: Priority = 0,
 ) -> None:
     """Tell whether a claim would fit now, with which slots, or who is in the way. Nothing is taken."""
     job = _job(context, [event], tid, pid, cpus, every_cpu, None, kind=kind)
@@ -118,7 +144,7 @@ def fit(
         from hwbpctl import render
         from hwbpctl.watching import REFUSED
 
-        value = client.fit(job.events[0], tid=tid, pid=pid, cpus=job.cpus, kind=kind)
+        value = client.fit(job.events[0], tid=tid, pid=pid, cpus=job.cpus, kind=kind, priority=priority)
         _answer(context, value, lambda: render.fit(value, job.of_what))
     raise typer.Exit(0 if value.fits else REFUSED)
 
@@ -172,6 +198,24 @@ def top(
         raise typer.Exit(screen.run(job))
 
 
+@app.command()
+def replay(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="what hwbpd --journal has written")],
+    until: Annotated[int | None, typer.Option("--until", metavar="N", min=0, help="only the first N events")] = None,
+    check: Annotated[bool, typer.Option("--check", help="hold every step to the invariants")] = False,
+) -> None:
+    """Run a journal of the daemon again, without the machine, and show what state it comes to."""
+    import subprocess
+
+    # -P: whoever runs this in a folder of somebody else's runs nothing that lies there.
+    command = [sys.executable, "-P", "-m", "hwbpd.replay", str(file)]
+    command += ["--json"] if context.obj.json else []
+    command += [] if until is None else ["--until", str(until)]
+    status = subprocess.run([*command, "--check"] if check else command, check=False).returncode
+    raise typer.Exit(status if status >= 0 else 128 - status)
+
+
 # --- verbs that claim ------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +230,9 @@ def watch(
     only_pid: OnlyPid = 0,
     guard: Guard = None,
     kind: Kind = "perf",
+    priority: Priority = 0,
+    wait: Wait = None,
+    nonblock: Nonblock = False,
     label: Label = "",
     count: Annotated[int | None, typer.Option("-c", "--count", min=1, help="stop after so many hits")] = None,
     callchain: Annotated[bool, typer.Option("--callchain", help="with the call chain of each hit")] = False,
@@ -194,9 +241,8 @@ def watch(
     """Print each hit, until Ctrl-C or the end of the target."""
     if only_pid and (tid or pid or not (cpus or every_cpu)):
         raise typer.BadParameter("--only-pid picks from what all of a CPU does; it goes with -a or -C")
-    job = _job(
-        context, event, tid, pid, cpus, every_cpu, argv, kind=kind, label=label, guard=guard, only_pid=only_pid
-    )
+    how = _how(kind, label, priority, wait, nonblock)
+    job = _job(context, event, tid, pid, cpus, every_cpu, argv, **how, guard=guard, only_pid=only_pid)
     with _refusals(context):
         from hwbpctl import watching
 
@@ -213,12 +259,16 @@ def stat(
     every_cpu: All = False,
     guard: Guard = None,
     kind: Kind = "perf",
+    priority: Priority = 0,
+    wait: Wait = None,
+    nonblock: Nonblock = False,
     label: Label = "",
     timeout: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="stop then")] = None,
     argv: Argv = None,
 ) -> None:
     """Count hits, until Ctrl-C or the end of the target."""
-    job = _job(context, event, tid, pid, cpus, every_cpu, argv, kind=kind, label=label, guard=guard)
+    how = _how(kind, label, priority, wait, nonblock)
+    job = _job(context, event, tid, pid, cpus, every_cpu, argv, **how, guard=guard)
     with _refusals(context):
         from hwbpctl import watching
 
@@ -234,11 +284,15 @@ def hold(
     cpus: Cpus = "",
     every_cpu: All = False,
     kind: Kind = "perf",
+    priority: Priority = 0,
+    wait: Wait = None,
+    nonblock: Nonblock = False,
     label: Label = "",
     argv: Argv = None,
 ) -> None:
     """Keep slots without using them, until Ctrl-C or while a command runs."""
-    job = _job(context, event, tid, pid, cpus, every_cpu, argv, kind=kind, label=label)
+    how = _how(kind, label, priority, wait, nonblock)
+    job = _job(context, event, tid, pid, cpus, every_cpu, argv, **how)
     with _refusals(context):
         from hwbpctl import watching
 
@@ -255,11 +309,9 @@ def _job(
     argv: list[str] | None,
     *,
     kind: str,
-    label: str = "",
-    guard: int | None = None,
-    only_pid: int = 0,
+    **others: Any,
 ) -> Job:
-    """Check what can be wrong with the command line alone."""
+    """Check what can be wrong with the command line alone; ``others`` are fields of the job as they are."""
     import hwbp
     from hwbp import syntax
     from hwbpctl.watching import Job
@@ -288,10 +340,17 @@ def _job(
         every_cpu,
         argv or [],
         kind=kind,
-        label=label,
-        guard=guard,
-        only_pid=only_pid,
+        **others,
     )
+
+
+def _how(kind: str, label: str, priority: int, wait: float | None, nonblock: bool) -> dict[str, Any]:
+    """Return how to claim; -w and -n are as flock(1) has them."""
+    if nonblock and wait is not None:
+        raise typer.BadParameter("-n fails at once and -w waits: one of them")
+    if wait is not None and not math.isfinite(wait):
+        raise typer.BadParameter("-w is a number of seconds: nobody waits for ever")
+    return {"kind": kind, "label": label, "priority": priority, "wait_s": wait or 0.0}
 
 
 # --- answers and refusals --------------------------------------------------------------------------------------------

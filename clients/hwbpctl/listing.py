@@ -1,21 +1,30 @@
 """
-Who holds what, as ``hwbpctl ls`` shows it: the daemon's claims, and those outside it. Pure, like ``render.py``.
+Who holds what, as ``hwbpctl ls`` shows it: the daemon's claims, those that wait, and those outside it. Pure, like
+``render.py``.
 
 A claim is one line of 80 columns: where room is short its label gives way, then the owner's name, never a number. CPUs
-that look the same are shown once, so that a machine of 256 CPUs is as readable as one of two.
+that look the same are shown once, so that a machine of 256 CPUs is as readable as one of two. Those that wait stand
+below the places, in the order of the queue, with the claims in their way as lslocks(8) has its BLOCKER.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hwbp import ClaimRow, CpuRow, Holder, ResourceRow, Slots, format_cpus
+from hwbp import ClaimRow, CpuRow, Holder, ResourceRow, Slots, WaitingRow, format_cpus
 from hwbpctl.render import age, amount, plural
 
 WIDTH = 80
 _OWNER_MIN = 12  # columns, enough for the longest pid
 _HEAD = ("CLAIM", "OWNER", "UID", "KIND", "SPAN", "ACC", "AGE", "HITS", "STATE", "LABEL")
-_RIGHT = {"CLAIM", "UID", "AGE", "HITS"}
+_WAITING_HEAD = ("CLAIM", "OWNER", "UID", "KIND", "SPAN", "POS", "LEFT", "STATE", "BLOCKER", "LABEL")
+_RIGHT = {"CLAIM", "UID", "AGE", "HITS", "POS", "LEFT"}
+_BLOCKERS_SHOWN = 2
+
+_STATES = {  # what the name alone does not say
+    "taken": "its tracer has armed it by ptrace, so nobody can take it back",
+    "residue": "the claim is over, and the thread keeps the slot until it exits or runs another program",
+}
 
 _EVIDENCE = {
     "perf fd": "it has a descriptor that was shown to be a breakpoint",
@@ -25,8 +34,12 @@ _EVIDENCE = {
 }
 
 
-def slots(value: Slots, width: int = WIDTH) -> str:
-    """Return who holds what: CPU-wide claims under their CPUs, then the tasks."""
+def slots(value: Slots, now_ns: int, width: int = WIDTH) -> str:
+    """
+    Return who holds what: CPU-wide claims under their CPUs, then the tasks; then who waits for what.
+
+    :param now_ns: CLOCK_MONOTONIC, to tell how much of a wait is left.
+    """
     groups = [(_cpus_title(value.pools, rows), held) for rows, held in _cpu_groups(value)]
     tasks: dict[tuple[int, int, tuple[int, ...] | None], list[ResourceRow]] = {}
     for resource in value.resources:
@@ -38,12 +51,57 @@ def slots(value: Slots, width: int = WIDTH) -> str:
         groups.append((f"{f'pid {pid}' if pid else f'tid {tid}'}{on}: {plural(len(held), 'slot')}{each}", held))
 
     tables = [[_claim_cells(resource, claim) for resource in held for claim in resource.claims] for _, held in groups]
-    lines = _table([row for table in tables for row in table], width)
+    text = _grouped([title for title, _ in groups], tables, _HEAD, width)
+    states = {claim.state for resource in value.resources for claim in resource.claims}
+    text += [f"  {state}: {meaning}" for state, meaning in _STATES.items() if state in states]
+    if value.waiting:
+        text += ["", *_waiting(value.waiting, now_ns, width)]
+    return "\n".join(text)
+
+
+def _grouped(
+    titles: Sequence[str], tables: Sequence[Sequence[tuple[str, ...]]], head: Sequence[str], width: int
+) -> list[str]:
+    """Return tables of the same columns, each under its title, with one head for all."""
+    lines = _table([row for table in tables for row in table], head, width)
     text: list[str] = lines[:1]
     rest = iter(lines[1:])
-    for (title, _), table in zip(groups, tables, strict=True):
+    for title, table in zip(titles, tables, strict=True):
         text += [title, *(next(rest) for _ in table)]
-    return "\n".join(text)
+    return text
+
+
+def _waiting(rows: Sequence[WaitingRow], now_ns: int, width: int) -> list[str]:
+    """Return those that wait, under what they wait for."""
+    by_target: dict[str, list[WaitingRow]] = {}
+    for row in rows:
+        by_target.setdefault(row.target, []).append(row)
+    titles = [f"waiting for {target}: {plural(len(held), 'claim')}" for target, held in by_target.items()]
+    tables = [[_waiting_cells(row, now_ns) for row in held] for held in by_target.values()]
+    return _grouped(titles, tables, _WAITING_HEAD, width)
+
+
+def _waiting_cells(row: WaitingRow, now_ns: int) -> tuple[str, ...]:
+    left = "-" if not row.deadline_ns or row.state == "suspended" else age(max(0, row.deadline_ns - now_ns))
+    return (
+        str(row.claim),
+        f"{row.comm}[{row.pid}]",
+        str(row.uid),
+        f"{row.kind}{row.priority:+}" if row.priority else row.kind,
+        f"{'-' if row.address is None else f'{row.address:#x}'}/{row.length}:{row.access}",
+        str(row.position),
+        left,
+        row.state,
+        _blockers(row.blockers),
+        row.label,
+    )
+
+
+def _blockers(claims: Sequence[int]) -> str:
+    """Return claims in few columns; a hyphen where none is in the way, but somebody outside, or the reserve."""
+    shown = ",".join(map(str, claims[:_BLOCKERS_SHOWN])) or "-"
+    more = len(claims) - _BLOCKERS_SHOWN
+    return f"{shown}+{more}" if more > 0 else shown
 
 
 def _cpu_groups(value: Slots) -> list[tuple[list[CpuRow], list[ResourceRow]]]:
@@ -90,12 +148,12 @@ def _claim_cells(resource: ResourceRow, claim: ClaimRow) -> tuple[str, ...]:
     )
 
 
-def _table(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
+def _table(rows: Sequence[tuple[str, ...]], head: Sequence[str], width: int) -> list[str]:
     """Return the head and one line per row, indented by two; without rows, nothing."""
     if not rows:
         return []
     labelled = any(row[-1] for row in rows)
-    cells = [list(_HEAD if labelled else _HEAD[:-1]), *(list(row if labelled else row[:-1]) for row in rows)]
+    cells = [list(head if labelled else head[:-1]), *(list(row if labelled else row[:-1]) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     excess = sum(widths) + len(widths) + 1 - width  # a space between columns, two before the first
     if excess > 0 and labelled:
@@ -108,13 +166,13 @@ def _table(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
         row[1] = _short_owner(row[1], widths[1])
         if labelled:
             row[-1] = _short(row[-1], widths[-1])
-    return ["  " + _line(row, widths) for row in cells]
+    return ["  " + _line(row, head, widths) for row in cells]
 
 
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+def _line(row: Sequence[str], head: Sequence[str], widths: Sequence[int]) -> str:
     padded = [
-        cell.rjust(width) if head in _RIGHT else cell.ljust(width)
-        for cell, width, head in zip(row, widths, _HEAD, strict=False)
+        cell.rjust(width) if name in _RIGHT else cell.ljust(width)
+        for cell, width, name in zip(row, widths, head, strict=False)
     ]
     return " ".join(padded).rstrip()
 

@@ -36,4 +36,13 @@ Kind = Annotated[
     str, typer.Option("--kind", metavar="KIND", help="claim as ptrace, perf, kgdb, kvm or background do")
 ]
 Label = Annotated[str, typer.Option("--label", metavar="TEXT", help="what ls shows beside the claim")]
+Wait = Annotated[
+    float | None,
+    typer.Option("-w", "--wait", metavar="SECONDS", min=0, help="wait for room, for all events together as long"),
+]
+Nonblock = Annotated[bool, typer.Option("-n", "--nonblock", help="fail at once where there is no room: the default")]
+Priority = Annotated[
+    int,
+    typer.Option("--priority", metavar="N", min=-100, max=100, help="among claims of its kind; above 0: for root"),
+]
 ClaimId = Annotated[int, typer.Argument(metavar="CLAIM", min=1, help="a claim's number, as ls shows it")]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from hwbp import Capabilities, Change, Counts, Fit, Hit, HwbpError, Why, format_cpus
+from hwbp import Capabilities, Change, Counts, Fit, Hit, HwbpError, Pending, Why, format_cpus
 
 # --- single answers --------------------------------------------------------------------------------------------------
 
@@ -41,8 +41,16 @@ def _ranges(lengths: Sequence[int]) -> str:
 
 
 def why(value: Why) -> str:
-    """Return the story of a claim."""
+    """Return the story of a claim, or of a refusal that is nobody's in particular."""
+    if not value.claim:
+        return "\n".join(value.lines)
     return "\n".join([f"claim {value.claim}: {value.state}", *(f"  {line}" for line in value.lines)])
+
+
+def waiting(value: Pending) -> str:
+    """Return the line that tells the place of a claim that waits, and behind whom."""
+    behind = f"behind {', '.join(map(str, value.holders))}" if value.holders else value.sentence
+    return f"hwbpctl: claim {value.claim_id} ({value.event}) waiting, {ordinal(value.position)}: {behind}"
 
 
 def counts(value: Counts) -> str:
@@ -57,7 +65,9 @@ def fit(value: Fit, of_what: str) -> str:
     pieces = ", ".join(f"{piece.address:#x}/{piece.length}:{piece.access}" for piece in value.pieces)
     plan = f"{plural(len(value.pieces), 'slot')} on {of_what}: {pieces}"
     if value.fits:
-        return f"fits, with {plan}\nslots held outside hwbpd show only when a claim is made, or in hwbpctl ls --foreign"
+        first = f", {value.first}" if value.first else ""
+        outside = "slots held outside hwbpd show only when a claim is made, or in hwbpctl ls --foreign"
+        return f"fits, with {plan}{first}\n{outside}"
     if value.refusal is None:
         return f"does not fit: {plan}"
     holders = [f"  held by {holder}" for holder in value.refusal.holders]
@@ -84,6 +94,12 @@ def refusal(error: HwbpError) -> str:
 def plural(number: int, noun: str) -> str:
     """Return ``1 slot``, ``2 slots``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def ordinal(number: int) -> str:
+    """Return ``1st``, ``2nd``, ``11th``."""
+    ending = "th" if 10 < number % 100 < 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
 
 
 def age(age_ns: int) -> str:
@@ -163,6 +179,22 @@ def plain_hit(value: Hit, claim_id: int, event: str, comm: str, where: str) -> d
         if chain:
             line[name] = [f"{ip:#x}" for ip in chain]
     return line
+
+
+def plain_change(claim_id: int, event: str, value: Change) -> dict[str, Any]:
+    """Return what happened to a claim that goes on as JSON can say it."""
+    line: dict[str, Any] = {"type": value.what, "claim": claim_id, "event": event, "sentence": value.sentence}
+    line["cpu"] = value.cpu
+    if value.holders:
+        line["holders"] = [plain(holder) for holder in value.holders]
+    return line | ({"deadline_ns": value.deadline_ns} if value.deadline_ns else {})
+
+
+def plain_waiting(value: Pending) -> dict[str, Any]:
+    """Return the place of a claim that waits as JSON can say it."""
+    line: dict[str, Any] = {"type": "waiting", "claim": value.claim_id, "event": str(value.event)}
+    line |= {"position": value.position, "sentence": value.sentence}
+    return line | {"holders": [plain(holder) for holder in value.holders]}
 
 
 def plain_refusal(error: HwbpError) -> dict[str, Any]:

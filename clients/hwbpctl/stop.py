@@ -20,10 +20,10 @@ from hwbpctl.command import Command
 class Stop:
     """A context manager, for the main thread: while it is open, signals set ``signalled`` and nothing else."""
 
-    def __init__(self, command: Command | None = None, timeout_s: float | None = None) -> None:
+    def __init__(self, command: Command | None = None) -> None:
         self.signalled: int | None = None  # which signal came
         self._command = command
-        self._ends = None if timeout_s is None else time.monotonic() + timeout_s
+        self._ends: float | None = None
 
     def __enter__(self) -> Self:
         self._readable, self._writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -50,6 +50,10 @@ class Stop:
     def fileno(self) -> int:
         """The descriptor that becomes readable when a signal came or the command ended."""
         return self._epoll.fileno()
+
+    def limit(self, timeout_s: float | None) -> None:
+        """From now on so many seconds are left; None for no limit."""
+        self._ends = None if timeout_s is None else time.monotonic() + timeout_s
 
     def left_s(self) -> float | None:
         """Return the seconds that are left, None without a limit."""

@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hwbp import ClaimRow, Decision, ResourceRow, Slots, format_cpus
+from hwbp import ClaimRow, Decision, ResourceRow, Slots, WaitingRow, format_cpus
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One claim, over all its slots. ``hits_per_s`` is None where only one look has seen it."""
+    """
+    One claim, over all its slots, or one that waits and has none: then ``hits`` is None.
+
+    ``hits_per_s`` is None where only one look has seen it.
+    """
 
     claim: int
     owner: str
@@ -24,12 +28,14 @@ class Row:
     target: str
     span: str  # and access, as perf writes it: "0x404040/8:w"
     hits_per_s: float | None
-    hits: int
+    hits: int | None
     lost: int
     dropped: int
     state: str
     age_ns: int
     label: str
+    position: int = 0  # in the queue, from 1
+    blockers: tuple[int, ...] = ()  # claims in its way
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +89,14 @@ def _by_claim(slots: Slots) -> dict[int, tuple[ClaimRow, list[ResourceRow], int,
 def rows_of(now: Slots, before: Slots | None) -> list[Row]:
     """Return the claims of a look in the order of their numbers, with rates since the look before."""
     earlier = {} if before is None else _by_claim(before)
-    rows = []
+    waited = set() if before is None else {row.claim for row in before.waiting}  # what they have now came at once
+    rows = [_waiting(row) for row in now.waiting]
     for claim, pieces, hits, lost in _by_claim(now).values():
         then = earlier.get(claim.claim)
         elapsed_ns = claim.age_ns - (then[0].age_ns if then else 0)
         since = hits - (then[2] if then else 0)
-        rate = since * 1e9 / elapsed_ns if before is not None and elapsed_ns > 0 else None
+        is_known = before is not None and elapsed_ns > 0 and claim.claim not in waited
+        rate = since * 1e9 / elapsed_ns if is_known else None
         state = "held" if pieces[0].delivery == "hold" and claim.state == "armed" else claim.state
         rows.append(
             Row(
@@ -108,6 +116,28 @@ def rows_of(now: Slots, before: Slots | None) -> list[Row]:
             )
         )
     return sorted(rows, key=lambda row: row.claim)
+
+
+def _waiting(row: WaitingRow) -> Row:
+    target = row.target.removeprefix("cpu-wide on ")
+    span = f"{'-' if row.address is None else f'{row.address:#x}'}/{row.length}:{row.access}"
+    return Row(
+        row.claim,
+        f"{row.comm}[{row.pid}]",
+        row.uid,
+        row.kind,
+        target,
+        span,
+        None,
+        None,
+        0,
+        0,
+        row.state,
+        row.age_ns,
+        row.label,
+        row.position,
+        row.blockers,
+    )
 
 
 ORDERS: Mapping[str, Callable[[Row], tuple[object, ...]]] = {

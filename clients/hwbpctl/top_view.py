@@ -15,7 +15,7 @@ from rich.text import Text
 
 from hwbp import CpuRow, Decision, Slots, format_cpus
 from hwbpctl.cells import fit, printable, width_of, wrap
-from hwbpctl.render import age, amount, plural
+from hwbpctl.render import age, amount, ordinal, plural
 from hwbpctl.top_model import Row, View, index_of
 
 BAR_MAX = 16  # slots of a pool that are drawn; of more, only the numbers are shown
@@ -31,9 +31,21 @@ HELP = (
     "?            this help        q  quit        ctrl-z  suspend",
     "bars: # held cpu-wide   = held by the busiest task   . free for a cpu-wide claim",
     "HITS/s is since the look before; LOST: the ring had no room; DROP: the owner did not read",
+    "waiting, suspended: it holds nothing; residue: its thread keeps the slot until it ends",
 )
 
-_STATES = {"armed": "green", "held": "cyan", "guarded": "bold yellow", "suspended": "yellow"}
+_STATES = {
+    "armed": "green",
+    "held": "cyan",
+    "guarded": "bold yellow",
+    "suspended": "yellow",
+    "yielding": "bold yellow",
+    "waiting": "yellow",
+    "displacing": "yellow",
+    "taking": "cyan",
+    "taken": "green",
+    "residue": "magenta",
+}
 _DECISIONS = {
     "granted": "green",
     "resumed": "green",
@@ -41,6 +53,11 @@ _DECISIONS = {
     "guarded": "yellow",
     "suspended": "yellow",
     "offline": "yellow",
+    "queued": "yellow",
+    "revoke": "yellow",
+    "spared": "green",
+    "contended": "dim",
+    "foreign": "red",
     "session": "dim",
     "session over": "dim",
 }
@@ -92,7 +109,9 @@ def _share(pane: int, claims: int, body: int, greedy: bool) -> int:
 
 
 def _title(view: View, width: int) -> list[Text]:
-    claims = "" if view.slots is None else f"{plural(len(view.rows), 'claim')} by {view.sort}  "
+    queued = sum(row.position > 0 for row in view.rows)
+    waiting = f", {queued} waiting," if queued else ""
+    claims = "" if view.slots is None else f"{plural(len(view.rows), 'claim')}{waiting} by {view.sort}  "
     right = printable(f"{claims}{view.clock}")
     left = printable(f"hwbpd {view.daemon}")
     room = width - width_of(right) - 2
@@ -164,7 +183,7 @@ _COLUMNS = (
     _Column("TARGET", 5, lambda row: row.target, least=8),
     _Column("SPAN", 6, lambda row: row.span),
     _Column("HITS/s", 3, lambda row: per_second(row.hits_per_s), right=True),
-    _Column("HITS", 9, lambda row: amount(row.hits), right=True),
+    _Column("HITS", 9, lambda row: "-" if row.hits is None else amount(row.hits), right=True),
     _Column("LOST", 7, lambda row: amount(row.lost), right=True),
     _Column("DROP", 8, lambda row: amount(row.dropped), right=True),
     _Column("STATE", 4, lambda row: row.state),
@@ -241,7 +260,11 @@ def _detail(rows: Sequence[Row], selected: int, width: int) -> list[Text]:
     if not selected:
         return []
     row = rows[index_of(rows, selected)]
-    counts = f"{plural(row.hits, 'hit')}, {row.lost} lost, {row.dropped} dropped"
+    if row.hits is None:
+        behind = f" behind claim {', '.join(map(str, row.blockers))}" if row.blockers else ""
+        counts = f"{ordinal(row.position)} in the queue{behind}"
+    else:
+        counts = f"{plural(row.hits, 'hit')}, {row.lost} lost, {row.dropped} dropped"
     label = f", '{row.label}'" if row.label else ""
     text = f"claim {row.claim}: uid {row.uid} as {row.kind}, {row.span} on {row.target}, {age(row.age_ns)}, {counts}"
     return [Text(fit(line, width), "dim") for line in wrap(printable(text + label), width, "    ")]

@@ -1,8 +1,10 @@
 """
 The verbs that claim: watch prints hits, stat counts them, hold keeps the slots.
 
-Several events are claimed all or nothing: a refusal ends the session, and with it the claims before it. A command runs
-only once all its slots are held, and its exit status is then ours.
+Several events are claimed all or nothing: a refusal ends the session, and with it the claims before it. With ``-w``
+each waits for what the ones before have left of the time, and those before are held meanwhile. A command runs only once
+all its slots are held, and its exit status is then ours. Whoever asks a claim to give way finds it willing: nothing
+here needs the grace.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +48,8 @@ class Job:
     label: str = ""
     guard: int | None = None
     only_pid: int = 0
+    priority: int = 0
+    wait_s: float = 0.0
 
     @property
     def watches_its_command(self) -> bool:
@@ -73,6 +77,7 @@ class _Held:
         self.watches = watches
         self.stop = stop
         self.status = 0
+        self._yielded_to: dict[int, hwbp.Change] = {}  # what each claim has given way to last
 
     def until_over(self, take_hits: Callable[[], bool] = lambda: True) -> None:
         """
@@ -82,18 +87,30 @@ class _Held:
         """
         while take_hits() and not self.stop.asked() and not all(watch.ended for watch in self.watches):
             self.tell_changes()
-            self.client.wait(self.stop.left_s(), self.stop.fileno())
+            if not self._give_way():  # with the answer to that, anything may have come
+                self.client.wait(self.stop.left_s(), self.stop.fileno())
         self.tell_changes()
 
     def tell_changes(self) -> None:
-        """Say what happened to claims that go on: silenced, on a CPU that is gone or back."""
+        """Say what happened to claims that go on: silenced, suspended, resumed, on a CPU that is gone or back."""
         for watch in self.watches:
             for change in watch.changes():
                 if self.json:
-                    line = {"type": change.what, "claim": watch.claim_id, "event": str(watch.event)}
-                    print(json.dumps(line | {"sentence": change.sentence, "cpu": change.cpu}), file=sys.stderr)
+                    print(json.dumps(render.plain_change(watch.claim_id, str(watch.event), change)), file=sys.stderr)
                 else:
                     print(render.change(watch.claim_id, str(watch.event), change), file=sys.stderr)
+
+    def _give_way(self) -> bool:
+        """Let claims give way that are asked to; return whether there was one."""
+        given = False
+        for watch in self.watches:
+            if watch.revoke is None or watch.revoke is self._yielded_to.get(watch.claim_id):
+                continue
+            self._yielded_to[watch.claim_id] = watch.revoke
+            with suppress(hwbp.HwbpError):  # it is over; that is told elsewhere
+                watch.yield_()
+            given = True
+        return given
 
     def final_counts(self) -> list[hwbp.Counts | None]:
         """Release what is held and return the counts; None where the session was lost before they were told."""
@@ -111,28 +128,31 @@ def _held(job: Job, delivery: str, timeout_s: float | None = None, **options: An
     """Hold the slots of a job, let its command run, and afterwards say what became of the claims."""
     command = Command(job.argv) if job.argv else None
     try:
-        with hwbp.connect(job.socket, name="hwbpctl") as client, Stop(command, timeout_s) as stop:
+        with hwbp.connect(job.socket, name="hwbpctl") as client, Stop(command) as stop:
             # The command waits behind its gate in a program of ours: the exec that makes it the command must not end
             # the claim. Whoever names a target means the program it runs now.
             tid = command.pid if command and job.watches_its_command else job.tid
             watches = []
+            waits_until = time.monotonic() + job.wait_s
             for event in job.events:
                 chains = {f"{mode}_chain": getattr(event, mode) for mode in ("user", "kernel") if options.get("chain")}
-                watches.append(
-                    client.claim(
-                        event,
-                        tid=tid,
-                        pid=job.pid,
-                        only_pid=job.only_pid,
-                        cpus=job.cpus,
-                        across_exec=job.watches_its_command,
-                        guard=job.guard,
-                        kind=job.kind,
-                        label=job.label,
-                        delivery=delivery,
-                        **chains,
-                    )
+                pending = client.queue(
+                    event,
+                    wait=max(0.0, waits_until - time.monotonic()) if job.wait_s else 0.0,
+                    tid=tid,
+                    pid=job.pid,
+                    only_pid=job.only_pid,
+                    cpus=job.cpus,
+                    across_exec=job.watches_its_command,
+                    guard=job.guard,
+                    kind=job.kind,
+                    label=job.label,
+                    priority=job.priority,
+                    delivery=delivery,
+                    **chains,
                 )
+                watches.append(_granted(job, pending, stop))
+            stop.limit(timeout_s)
             if command:
                 command.start()
             held = _Held(client, watches, stop, job.json)
@@ -148,6 +168,18 @@ def _held(job: Job, delivery: str, timeout_s: float | None = None, **options: An
     finally:
         if command:
             command.finish()
+
+
+def _granted(job: Job, pending: hwbp.Pending, stop: Stop) -> hwbp.Watch:
+    """Wait for a claim, and say so; raises what refuses it, or ``hwbp.WaitTimedOut`` when it is time to stop."""
+    if pending.is_waiting:
+        line = json.dumps(render.plain_waiting(pending)) if job.json else render.waiting(pending)
+        print(line, file=sys.stderr, flush=True)
+    while (watch := pending.granted(until=stop.fileno())) is None:
+        if stop.asked():
+            pending.cancel()
+            raise hwbp.WaitTimedOut("stopped while it waited; nothing is held", claim_id=pending.claim_id)
+    return watch
 
 
 def _tell_end(job: Job, watch: hwbp.Watch) -> None:

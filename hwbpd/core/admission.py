@@ -13,16 +13,18 @@ Linux, kernel/events/hw_breakpoint.c; the running kernel is asked by ``tests/jud
 with each other. Addresses are not compared. The kernel refuses the second of two requests that it would also refuse
 together, so several slots for one target, and one slot on several CPUs, are asked for at once.
 
-A policy decides who gets a slot that fits here; it lives elsewhere and never makes more fit.
+A policy decides who gets a slot that fits here; it lives elsewhere and never makes more fit. One of them is a number in
+the same formula and so has its place here: a reserve of R slots is the rule with S - R for S.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from hwbpd.core.books import Books, PoolBooks
-from hwbpd.core.errors import KERNEL_REFUSED, CpuOffline, Holder, NoFreeSlot
+from hwbpd.core.errors import KERNEL_REFUSED, CpuOffline, HeldBack, Holder, NoFreeSlot
 from hwbpd.core.model import Claim, Plan, Pool, Target, Task, format_cpus
 
 HOLDERS_NAMED = 16  # a refusal names at most so many, and counts the rest
@@ -37,16 +39,46 @@ def fits(books: Books, target: Target, plan: Plan) -> None:
     """
     check_cpus(books, target)
     for pool, pieces in Counter(piece.pool for piece in plan.pieces).items():
-        counts = books.pools[pool]
-        full = next(_full_places(counts, target, pieces), None)
-        if full is None:
-            continue
-        cpu, task = full
-        cpu_wide = counts.held_cpu_wide(cpu)
-        in_the_way = _in_the_way(books, pool, target, cpu, task, above=counts.slots - pieces - cpu_wide)
-        holders, unnamed = _named(books, in_the_way, cpu)
-        held = cpu_wide + _held_by_tasks(counts, cpu, task)
+        _check_room(books, pool, target, pieces, kept=0)
+
+
+def check_reserve(books: Books, target: Target, plan: Plan, reserve: int) -> None:
+    """
+    Return if ``plan`` on ``target`` leaves ``reserve`` slots free on each place it counts on; change nothing.
+
+    :param reserve: slots per CPU and pool. At least one slot of a pool serves claims all the same: of S slots, no more
+        than S - 1 are kept free.
+    :raises HeldBack: naming who holds the other slots on the first place where too few would be left.
+    """
+    for pool, pieces in Counter(piece.pool for piece in plan.pieces).items():
+        kept = kept_free(books.pools[pool], reserve)
+        if kept:
+            _check_room(books, pool, target, pieces, kept)
+
+
+def kept_free(counts: PoolBooks, reserve: int) -> int:
+    """How many slots of a pool such a reserve keeps free on each CPU."""
+    return min(reserve, max(counts.slots - 1, 0))
+
+
+def _check_room(books: Books, pool: Pool, target: Target, pieces: int, kept: int) -> None:
+    """Raise for the first place on which more than all but ``kept`` slots would be held."""
+    counts = books.pools[pool]
+    full = next(full_places(counts, target, pieces + kept), None)
+    if full is None:
+        return
+    cpu, task = full
+    cpu_wide = counts.held_cpu_wide(cpu)
+    above = counts.slots - kept - pieces - cpu_wide
+    holders, unnamed = _named(books, _in_the_way(books, pool, target, cpu, task, above=above), cpu)
+    held = cpu_wide + _held_by_tasks(counts, cpu, task)
+    if not kept:
         raise _refusal(counts, pool, target, cpu, held, pieces, holders, unnamed)
+    sentence = (
+        f"held back: {kept} of {counts.slots}{_of_pool(pool)} slots on {_where(target, cpu)} are kept free for users "
+        f"outside hwbpd (policy.reserve_slots), {held} held{_wanted(pieces)}{_by_whom(holders, unnamed)}"
+    )
+    raise HeldBack(sentence, tuple(holders))
 
 
 def check_cpus(books: Books, target: Target) -> None:
@@ -58,8 +90,13 @@ def check_cpus(books: Books, target: Target) -> None:
             raise CpuOffline(f"cpu {cpu} is offline; bring it online, or claim on one of {_range(books.online)}")
 
 
-def _full_places(counts: PoolBooks, target: Target, pieces: int) -> Iterator[tuple[int, Task | None]]:
-    """The CPUs on which ``pieces`` more slots for ``target`` are too many, and for which of its threads."""
+def full_places(counts: PoolBooks, target: Target, pieces: int) -> Iterator[tuple[int, Task | None]]:
+    """
+    The CPUs on which ``pieces`` more slots for ``target`` are too many, and for which of its threads.
+
+    One CPU stands for all that have nothing of their own, and one thread for all of a process that have not. A pair may
+    come twice. What it costs to see that there is none does not grow with what there is elsewhere.
+    """
     room = counts.slots - pieces
     if target.is_cpu_wide:
         for cpu in _cpus_to_look_at(counts) if target.cpus is None else target.cpus:  # 1
@@ -68,8 +105,10 @@ def _full_places(counts: PoolBooks, target: Target, pieces: int) -> Iterator[tup
         return
     for task in _threads(counts, target):  # 4
         if target.cpus is None:  # 2
-            if counts.held_cpu_wide(counts.most_cpu_wide()) + counts.held_anywhere(task) > room:
-                yield counts.most_cpu_wide(), task
+            left = room - counts.held_anywhere(task)
+            if counts.held_cpu_wide(counts.most_cpu_wide()) > left:
+                for cpu in _cpus_with_more(counts, left):
+                    yield cpu, task
             cpus: Iterable[int] = counts.bound.get(task, ())
         else:  # 3
             cpus = target.cpus
@@ -94,6 +133,18 @@ def _cpus_to_look_at(counts: PoolBooks) -> Iterator[int]:
     yield from own
     if len(own) < len(counts.online):
         yield next(cpu for cpu in counts.online if cpu not in own)
+
+
+def _cpus_with_more(counts: PoolBooks, cpu_wide: int) -> Iterator[int]:
+    """The CPUs with more CPU-wide slots than that, a fullest first; one stands for all that have none of their own."""
+    most = counts.most_cpu_wide()
+    yield most
+    for cpu in {*counts.cpu_wide.above(cpu_wide - counts.everywhere), *counts.not_on} - {most}:
+        if counts.held_cpu_wide(cpu) > cpu_wide:
+            yield cpu
+    if counts.everywhere > cpu_wide:
+        others = (cpu for cpu in counts.online if not counts.cpu_wide[cpu] and cpu not in counts.not_on and cpu != most)
+        yield from islice(others, 1)
 
 
 # --- who is in the way -----------------------------------------------------------------------------------------------
@@ -193,13 +244,25 @@ def _refusal(
     holders: list[Holder],
     unnamed: int,
 ) -> NoFreeSlot:
-    where = f"cpu {cpu}" if target.is_cpu_wide else f"{target} (cpu {cpu})"
-    wanted = "" if pieces == 1 else f", {pieces} wanted"
-    of_pool = "" if pool is Pool.ANY else f" {pool}"
+    counted = f"{held} of {counts.slots} held{_wanted(pieces)}{_by_whom(holders, unnamed)}"
+    return NoFreeSlot(f"no{_of_pool(pool)} slot on {_where(target, cpu)}: {counted}", tuple(holders))
+
+
+def _of_pool(pool: Pool) -> str:
+    return "" if pool is Pool.ANY else f" {pool}"
+
+
+def _where(target: Target, cpu: int) -> str:
+    return f"cpu {cpu}" if target.is_cpu_wide else f"{target} (cpu {cpu})"
+
+
+def _wanted(pieces: int) -> str:
+    return "" if pieces == 1 else f", {pieces} wanted"
+
+
+def _by_whom(holders: list[Holder], unnamed: int) -> str:
     names = [str(holder) for holder in holders] + ([f"and {unnamed} more tasks"] if unnamed else [])
-    by_whom = f" ({', '.join(names)})" if names else ""
-    sentence = f"no{of_pool} slot on {where}: {held} of {counts.slots} held{wanted}{by_whom}"
-    return NoFreeSlot(sentence, tuple(holders))
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _place(target: Target, cpu: int) -> str:

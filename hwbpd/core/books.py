@@ -21,7 +21,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from hwbpd.core.lifecycle import ENDED, State
-from hwbpd.core.model import Claim, Plan, Pool, Process, Resource, Target, Task
+from hwbpd.core.model import ArmedBy, Claim, Delivery, Piece, Plan, Pool, Process, Resource, Target, Task
 from hwbpd.core.story import Story
 
 K = TypeVar("K", bound=Hashable)
@@ -193,14 +193,22 @@ class ClaimRecord:
 
     __slots__ = (
         "claim",
+        "contended_ns",
+        "displacers",
         "guard_per_s",
+        "has_displaced",
         "hits",
         "lost",
         "plan",
         "rearm_at_ns",
         "resource_ids",
+        "retry_at_ns",
+        "reused",
         "state",
         "story",
+        "victims",
+        "was_guarded",
+        "yield_by_ns",
     )
 
     def __init__(self, claim: Claim, plan: Plan) -> None:
@@ -213,6 +221,14 @@ class ClaimRecord:
         self.rearm_at_ns = 0  # of a guarded claim, if it reports again by itself
         self.hits = 0  # reported so far
         self.lost = 0  # of these, in rings
+        self.victims: set[int] = set()  # claims that have still to give way to it
+        self.has_displaced = False
+        self.displacers: set[int] = set()  # the claims it has to give way to
+        self.yield_by_ns = 0
+        self.was_guarded = False  # when it was asked to give way
+        self.retry_at_ns = 0  # of a queued claim that the kernel had no room for
+        self.contended_ns = 0  # when its owner was last told that others want the room
+        self.reused: tuple[int, ...] = ()  # of a tracer's resources, those that the thread had already
 
 
 class Books:
@@ -232,6 +248,7 @@ class Books:
         self._everywhere: dict[int, None] = {}  # resources CPU-wide on all
         self.absent: dict[int, set[int]] = {}  # per CPU-wide resource: online CPUs where it has no slot
         self._of: dict[Task | Process, dict[int, None]] = {}
+        self._alike: dict[Hashable, dict[int, None]] = {}  # what may be shared -> resources that are that
 
     # --- held slots --------------------------------------------------------------------------------------------------
 
@@ -243,6 +260,8 @@ class Books:
         self.pools[resource.piece.pool].add(resource.target, 1)
         for place in self._places(resource.target):
             place[resource.resource_id] = None
+        if riders and is_shareable(riders[0]):
+            self._alike.setdefault(_what(resource), {})[resource.resource_id] = None
 
     def give_back(self, resource_id: int) -> None:
         """Count it as free again."""
@@ -250,13 +269,72 @@ class Books:
         for cpu in tuple(self.absent.get(resource_id, ())):
             self.come_to(resource_id, cpu)
         del self.resources[resource_id]
-        del self.riders[resource_id]
+        riders = self.riders.pop(resource_id)
+        if riders and is_shareable(riders[0]):
+            what = _what(resource)
+            del self._alike[what][resource_id]
+            if not self._alike[what]:
+                del self._alike[what]
         self.pools[resource.piece.pool].add(resource.target, -1)
         for place in self._places(resource.target):
             del place[resource_id]
         whose = resource.target.task or resource.target.process
         if whose is not None and not self._of[whose]:
             del self._of[whose]
+
+    # --- sharing -----------------------------------------------------------------------------------------------------
+
+    def alike(self, claim: Claim, piece: Piece) -> int | None:
+        """
+        The resource that a claim may ride on for one of its pieces: armed, for the same target, with the same mode.
+
+        A hit does not say which byte was touched nor how, so nothing looser could be told apart. What is filtered for
+        each rider by itself, and the size of the ring, may differ.
+        """
+        if not is_shareable(claim):
+            return None
+        for resource_id in self._alike.get(_what(Resource(0, piece, claim.target, claim.mode)), ()):
+            if all(self.claims[rider.claim_id].state is State.ARMED for rider in self.riders[resource_id]):
+                return resource_id
+        return None
+
+    def ride(self, resource_id: int, claim: Claim) -> None:
+        """One claim more has that slot."""
+        self.riders[resource_id] += (claim,)
+
+    def get_off(self, resource_id: int, claim_id: int) -> None:
+        """One claim less; others stay."""
+        self.riders[resource_id] = tuple(claim for claim in self.riders[resource_id] if claim.claim_id != claim_id)
+        assert self.riders[resource_id]
+
+    def is_shared(self, resource_id: int) -> bool:
+        return len(self.riders[resource_id]) > 1
+
+    # --- what tracers leave behind -----------------------------------------------------------------------------------
+
+    def residue_of(self, task: Task, pool: Pool) -> list[int]:
+        """The slots that a thread has kept of tracers that are gone, oldest first."""
+        return [
+            resource_id
+            for resource_id in self._of.get(task, ())
+            if self.resources[resource_id].piece.pool is pool
+            and self.claims[self.riders[resource_id][0].claim_id].state is State.RESIDUE
+        ]
+
+    def taken_of(self, task: Task, pool: Pool) -> int:
+        """How many slots of that thread are known to be tracers'."""
+        states = {State.TAKEN, State.RESIDUE}
+        return sum(
+            self.resources[resource_id].piece.pool is pool
+            and self.claims[self.riders[resource_id][0].claim_id].state in states
+            for resource_id in self._of.get(task, ())
+        )
+
+    def pass_on(self, resource_id: int, claim: Claim) -> None:
+        """What one left behind is another's now."""
+        self.riders[resource_id] = (claim,)
+
+    # --- CPUs --------------------------------------------------------------------------------------------------------
 
     def leave(self, resource_id: int, cpu: int) -> None:
         """A CPU-wide resource has no slot on that CPU any more."""
@@ -349,14 +427,19 @@ class Books:
         assert record.state in ENDED
         claim = record.claim
         if self.claims.pop(claim.claim_id, None) is not None:
-            of_session = self.sessions[claim.owner.session_id]
-            del of_session[claim.claim_id]
-            if not of_session:
-                del self.sessions[claim.owner.session_id]
+            self.leave_session(record)
         self.ended[claim.claim_id] = record
         self._ended_order.append(claim.claim_id)
         if len(self._ended_order) > ENDED_KEPT:
             del self.ended[self._ended_order.popleft()]
+
+    def leave_session(self, record: ClaimRecord) -> None:
+        """Nobody owns it any more, but it may still hold something."""
+        claim = record.claim
+        of_session = self.sessions.get(claim.owner.session_id, {})
+        of_session.pop(claim.claim_id, None)
+        if not of_session:
+            self.sessions.pop(claim.owner.session_id, None)
 
     def dump(self) -> dict[str, Any]:
         """What is held and claimed, as plain values that compare equal when nothing has changed."""
@@ -368,3 +451,15 @@ class Books:
             "sessions": {session_id: list(claims) for session_id, claims in self.sessions.items()},
             "pools": {pool: counts.dump() for pool, counts in self.pools.items()},
         }
+
+
+def is_shareable(claim: Claim) -> bool:
+    """Whether others may ride on its slots: not on those that its owner arms, or that are only held."""
+    return claim.armed_by is ArmedBy.DAEMON and claim.mode.delivery is not Delivery.HOLD
+
+
+def _what(resource: Resource) -> Hashable:
+    """What has to be equal for two claims to share a slot."""
+    mode = resource.mode
+    seen = mode.user, mode.kernel, mode.delivery, mode.user_chain, mode.kernel_chain
+    return resource.target, resource.piece, seen, mode.across_exec, mode.fuse_hits

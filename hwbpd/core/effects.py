@@ -8,7 +8,7 @@ import enum
 
 from msgspec import Struct
 
-from hwbpd.core.errors import HwbpError
+from hwbpd.core.errors import Holder, HwbpError
 from hwbpd.core.model import Claim, Owner, Plan, Pool, Resource, Target, Totals
 
 
@@ -20,10 +20,48 @@ class Arm(Struct, frozen=True):
 
 
 class Disarm(Struct, frozen=True):
-    """Give these back, after a last drain; answer with ``Disarmed``."""
+    """
+    Give these back, after a last drain; answer with ``Disarmed``, whose totals are the claim's.
+
+    ``shared`` stay armed for others: the claim gets what is in their rings, and no more (no ``Unroute`` follows).
+    """
 
     claim_id: int
     resource_ids: tuple[int, ...]
+    shared: tuple[int, ...] = ()
+
+
+class Suspend(Struct, frozen=True):
+    """The same for a claim that goes on later: its counts go on, too, and no ``Unroute`` follows. ``Suspended``."""
+
+    claim_id: int
+    resource_ids: tuple[int, ...]
+    shared: tuple[int, ...] = ()
+
+
+class Attend(Struct, frozen=True):
+    """
+    Take no slot, but tell when the thread ends: the slots are its tracer's. Answer with ``Armed`` or ``ArmFailed``.
+    """
+
+    claim: Claim
+    resources: tuple[Resource, ...]
+
+
+class Handover(Struct, frozen=True):
+    """Give the slots of these back to the kernel for their tracer to take, and attend to them from now on."""
+
+    claim_id: int
+    resource_ids: tuple[int, ...]
+
+
+class Probe(Struct, frozen=True):
+    """Has that thread a slot which is neither armed here nor one of ``known`` others? Answer with ``Probed``."""
+
+    claim_id: int
+    target: Target
+    pool: Pool
+    known: int
 
 
 class Attribute(Struct, frozen=True):
@@ -105,8 +143,32 @@ class Refuse(Struct, frozen=True):
     claim_id: int = 0
 
 
+class Queued(Struct, frozen=True):
+    """Tell the owner that its claim waits, in which place, and for what."""
+
+    claim: Claim
+    request_id: int
+    position: int
+    error: HwbpError
+
+
+class Done(Struct, frozen=True):
+    """Answer a request about a claim that needs no more than a word: ``what`` is the name of the reply."""
+
+    to: Owner
+    request_id: int
+    what: str
+    claim_id: int
+
+
 class Change(enum.StrEnum):
     """What an owner is told of a claim that goes on."""
+
+    GRANTED = "granted"  # it has waited long enough
+    REVOKE = "revoke"  # it has to give way until the deadline
+    SPARED = "spared"  # it has not
+    CONTENDED = "contended"  # somebody was refused, or waits, because of it
+    FOREIGN = "foreign"  # who outside took the slot that it was about to take
 
     GUARDED = "guarded"  # it reports nothing until it is armed again
     OFFLINE = "offline"  # it has lost its slot on a CPU that went offline
@@ -121,6 +183,9 @@ class Tell(Struct, frozen=True):
     change: Change
     sentence: str
     cpu: int | None = None
+    holders: tuple[Holder, ...] = ()  # by whom, or who
+    deadline_ns: int = 0
+    plan: Plan | None = None  # with GRANTED
 
 
 class RearmDone(Struct, frozen=True):
@@ -140,6 +205,10 @@ class End(enum.StrEnum):
     EXEC = "exec"  # its target runs another program
     STOLEN = "stolen"  # its slot was gone when it was to be armed again
     SESSION = "session"  # its session ended
+    TIMEOUT = "timeout"  # it has waited in vain
+    REFUSED = "refused"  # it has waited, and then could not be armed
+    TAKE_FAILED = "take failed"  # its tracer could not take the slot
+    REUSED = "reused"  # of residue: another tracer has the slot now
     STOPPING = "stopping"  # the daemon ends
 
 
@@ -161,6 +230,12 @@ class Ended(Struct, frozen=True):
 Effect = (
     Arm
     | Disarm
+    | Suspend
+    | Attend
+    | Handover
+    | Probe
+    | Queued
+    | Done
     | Attribute
     | TopUp
     | Silence

@@ -57,6 +57,18 @@ class NoFreeSlot(HwbpError):
     errno_name = "ENOSPC"
 
 
+class HeldBack(HwbpError):
+    """It would fit, but a policy keeps the room for others: a reserve, a higher rank, or somebody who waits for it."""
+
+    errno_name = "EAGAIN"
+
+
+class WaitTimedOut(HwbpError):
+    """No room came in the time that the claim was to wait."""
+
+    errno_name = "ETIMEDOUT"
+
+
 class NotPermitted(HwbpError):
     """This peer may not do that."""
 

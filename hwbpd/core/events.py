@@ -7,7 +7,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from hwbpd.core.errors import Holder
-from hwbpd.core.model import Access, Kind, Mode, Owner, Plan, Span, Target, Totals
+from hwbpd.core.model import Access, ArmedBy, Kind, Mode, Owner, Plan, Span, Target, Totals
 
 
 class Event(Struct, frozen=True):
@@ -34,6 +34,10 @@ class ClaimRequested(Event, frozen=True):
     plan: Plan
     guard_per_s: int = 0
     privileged: bool = False
+    priority: int = 0
+    wait_until_ns: int = 0
+    armed_by: ArmedBy = ArmedBy.DAEMON
+    placeholder: bool = True
 
 
 class Armed(Event, frozen=True):
@@ -68,6 +72,52 @@ class Disarmed(Event, frozen=True):
 
     claim_id: int
     totals: Totals
+
+
+class Suspended(Event, frozen=True):
+    """The machine has given back every slot of a claim that gave way."""
+
+    claim_id: int
+
+
+class YieldRequested(Event, frozen=True):
+    """An owner gives way, as it was asked to."""
+
+    by: Owner
+    request_id: int
+    claim_id: int
+
+
+class TakingRequested(Event, frozen=True):
+    """A tracer is about to take its slot: it must be free in the kernel."""
+
+    by: Owner
+    request_id: int
+    claim_id: int
+
+
+class TakenReported(Event, frozen=True):
+    """A tracer has it."""
+
+    by: Owner
+    request_id: int
+    claim_id: int
+
+
+class TakeFailed(Event, frozen=True):
+    """A tracer could not: the kernel refused it with ``errno``."""
+
+    by: Owner
+    request_id: int
+    claim_id: int
+    errno: int
+
+
+class Probed(Event, frozen=True):
+    """Whether the thread of a claim has the slot that its tracer, now gone, was about to take."""
+
+    claim_id: int
+    has_slot: bool
 
 
 class ForeignFound(Event, frozen=True):
@@ -170,6 +220,12 @@ AnyEvent = (
     | ArmFailed
     | ReleaseRequested
     | Disarmed
+    | Suspended
+    | YieldRequested
+    | TakingRequested
+    | TakenReported
+    | TakeFailed
+    | Probed
     | ForeignFound
     | HitsCounted
     | TargetEnded

@@ -49,6 +49,18 @@ class Kind(enum.StrEnum):
     BACKGROUND = "background"
 
 
+CLASS = {Kind.BACKGROUND: 0, Kind.PERF: 1, Kind.PTRACE: 2, Kind.KVM: 3, Kind.KGDB: 4}
+
+Rank = tuple[int, int]  # class of the kind, and the number inside it: what is greater goes first
+
+
+class ArmedBy(enum.StrEnum):
+    """Who writes the debug registers for a claim."""
+
+    DAEMON = "daemon"
+    TRACER = "tracer"  # its owner, by ptrace; the daemon keeps the books, and the place until the tracer takes it
+
+
 class Delivery(enum.StrEnum):
     """What the owner gets for its slot."""
 
@@ -178,6 +190,15 @@ class Claim(Struct, frozen=True):
     label: str
     requested_ns: int
     privileged: bool = False  # its owner was as mighty as the daemon when it asked
+    priority: int = 0  # among claims of its kind
+    wait_until_ns: int = 0  # 0: it does not wait for room
+    armed_by: ArmedBy = ArmedBy.DAEMON
+    placeholder: bool = True  # of a tracer's claim: hold the slot until it says that it takes it
+
+    @property
+    def rank(self) -> Rank:
+        """Strictly higher ones may displace it."""
+        return CLASS[self.kind], self.priority
 
 
 class Resource(Struct, frozen=True):

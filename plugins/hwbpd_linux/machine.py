@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -21,16 +22,18 @@ from hwbpd.core.errors import NotSupported
 from hwbpd.core.model import Delivery, Mode, Piece, Pool, Process, Target, Task, Totals
 from hwbpd.hookspecs import Batch, CpuFacts, Foreign, TargetEnd, Topology
 from hwbpd_linux import cpus, readiness, threads
+from hwbpd_linux.attended import Attended
 from hwbpd_linux.fixed_legs import FixedLegs
 from hwbpd_linux.foreign import find
 from hwbpd_linux.hotplug import Hotplug
-from hwbpd_linux.occupancy import Place
+from hwbpd_linux.occupancy import Counter, Place
 from hwbpd_linux.perf_event import PAGE_BYTES
 from hwbpd_linux.process_legs import ProcessLegs
 from hwbpd_linux.watch import Post
 
 _SLOTS: Final = {"x86_64": 4}  # on one CPU
 _THREADS_LOOKED_AT: Final = 8
+_PROBE_S: Final = 0.1
 
 
 def make(settings: Mapping[str, Any]) -> LinuxMachine:
@@ -58,7 +61,7 @@ class LinuxMachine:
 
     def __init__(self) -> None:
         self.facts = CpuFacts(os.uname().machine, cpus.cpu_features())
-        self._held: dict[int, FixedLegs | ProcessLegs] = {}
+        self._held: dict[int, FixedLegs | ProcessLegs | Attended] = {}
         self._post = Post()
         self._closed = False
         self._hotplug: Hotplug | None = None
@@ -102,6 +105,25 @@ class LinuxMachine:
             self._held[resource_id] = FixedLegs(piece, target, mode, self._post)
         else:
             self._held[resource_id] = ProcessLegs(piece, target.process, mode, self._post, self._legs_on)
+
+    def attend(self, resource_id: int, target: Target, mode: Mode) -> None:
+        """As ``Machine.attend``. The mode does not matter: an exec takes a tracer's slots in every one."""
+        assert resource_id not in self._held, f"resource {resource_id} is armed already"
+        assert target.task is not None, "only threads have tracers"
+        self._held[resource_id] = Attended(target.task, self._post)
+
+    def slots_outside(self, pool: Pool, target: Target) -> int | None:
+        """
+        As ``Machine.slots_outside``: those that follow the thread everywhere, as a tracer's do.
+
+        Each costs a few microseconds on every CPU; where there are none, on one CPU only.
+        """
+        slots = _SLOTS.get(self.facts.architecture)
+        task = target.task
+        if slots is None or task is None or not threads.is_alive(task.tid, task.start_ticks):
+            return None
+        counter = Counter(slots, pool, self._places(pool).values(), time.monotonic() + _PROBE_S)
+        return counter.following(cpus.online_cpus(), task.tid)
 
     def top_up(self, resource_id: int, hits: int) -> bool:
         return self._held[resource_id].top_up(hits)
@@ -157,11 +179,7 @@ class LinuxMachine:
         slots = _SLOTS.get(self.facts.architecture)
         if slots is None:
             return ()  # how many an Arm CPU has is told through ptrace only
-        ours: dict[int, Place] = {}
-        for held in list(self._held.values()):
-            # Descriptors below zero stand for inherited slots, and are numbered anew.
-            low = min(0, *ours) if ours else 0
-            ours |= {fd if fd >= 0 else low + fd: place for fd, place in held.places(pool).items()}
+        ours = self._places(pool)
         tids: Sequence[int | None] = (None if target.task is None else target.task.tid,)
         if target.process is not None:
             tids = threads.tids(target.process)[:_THREADS_LOOKED_AT]
@@ -177,6 +195,15 @@ class LinuxMachine:
         self._post.close()
         if self._hotplug is not None:
             self._hotplug.close()
+
+    def _places(self, pool: Pool) -> dict[int, Place]:
+        """Where this machine has slots of a pool, by descriptor; it may be called in any thread."""
+        ours: dict[int, Place] = {}
+        for held in list(self._held.values()):
+            # Descriptors below zero stand for inherited slots, and are numbered anew.
+            low = min(0, *ours) if ours else 0
+            ours |= {fd if fd >= 0 else low + fd: place for fd, place in held.places(pool).items()}
+        return ours
 
     def _legs_on(self, tid: int, cpu: int) -> int:
         return sum(held.legs_on(tid, cpu) for held in self._held.values())

@@ -117,6 +117,26 @@ class Counter:
                 not_found = max(not_found, most - gone)
         return self._counted(wide, places, threads, not_found)
 
+    def following(self, cpus: Sequence[int], tid: int) -> int | None:
+        """
+        Count the slots that others have on a thread wherever it runs: as many as on the CPU where they have least.
+
+        :return: None when the thread is gone, no CPU can be asked, or there was no time to ask all.
+        """
+        least: int | None = None
+        for where in cpus:
+            if time.monotonic() > self._until_s:
+                return None
+            wide = self._cpu_wide((where,)).get(where)
+            taken = self._taken(tid, where)
+            if wide is None or taken is None:
+                continue
+            others = max(0, self._others(tid, where, taken - wide))
+            least = others if least is None else min(least, others)
+            if not least:
+                break
+        return least
+
     def _counted(self, wide: Mapping[int, int], fullest: Sequence[int], threads: dict[int, int], lost: int) -> Counted:
         others_wide = {where: max(0, count - self._own_cpu_wide(where)) for where, count in wide.items()}
         others_threads = {tid: count for tid, count in threads.items() if count > 0}

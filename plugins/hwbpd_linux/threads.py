@@ -79,6 +79,12 @@ def is_alive(tid: int, start_ticks: int | None = None) -> bool:
     return stat is not None and not stat.is_gone and start_ticks in (None, stat.start_ticks)
 
 
+def may_have_slots(tid: int, start_ticks: int) -> bool:
+    """Whether that thread is there and has not exited so far that its debug registers are nobody's any more."""
+    stat = read(tid)
+    return stat is not None and stat.start_ticks == start_ticks and stat.state not in _DEAD
+
+
 def read(tid: int) -> Stat | None:
     """Look at a thread; None when there is none."""
     try:

@@ -114,11 +114,17 @@ class SimMachine:
     def arm(self, resource_id: int, piece: Piece, target: Target, mode: Mode) -> None:
         with self._lock:
             self._world.arm(resource_id, piece, target, mode)
-            try:
-                self._descriptors[resource_id] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            except OSError as refusal:
-                self._world.disarm(resource_id)
-                raise ArmError(refusal.errno or errno.EMFILE) from refusal
+            self._describe(resource_id)
+
+    def attend(self, resource_id: int, target: Target, mode: Mode) -> None:
+        """As ``Machine.attend``. The mode does not matter: an exec takes a tracer's slots in every one."""
+        with self._lock:
+            self._world.attend(resource_id, target)
+            self._describe(resource_id)
+
+    def slots_outside(self, pool: Pool, target: Target) -> int | None:
+        with self._lock:
+            return self._world.slots_outside(pool, target)
 
     def disarm(self, resource_id: int) -> tuple[Batch, Totals]:
         with self._lock:
@@ -186,6 +192,14 @@ class SimMachine:
         if self._topology_fd >= 0:
             os.close(self._topology_fd)
             self._topology_fd = -1
+
+    def _describe(self, resource_id: int) -> None:
+        """Give a new resource its descriptor, or give it back; raises ``ArmError``."""
+        try:
+            self._descriptors[resource_id] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError as refusal:
+            self._world.disarm(resource_id)
+            raise ArmError(refusal.errno or errno.EMFILE) from refusal
 
     def _announce(self) -> None:
         world = self._world

@@ -15,6 +15,8 @@ from hwbpd.core.model import Pool, Task
 from hwbpd.hookspecs import Foreign
 
 PERF_FD: Final = "perf fd"
+TRACER: Final = "tracer"
+LEFT: Final = "left by a tracer"  # nobody has it any more; a look names nobody
 UNATTRIBUTED: Final = "unattributed"
 
 
@@ -35,6 +37,16 @@ class OutsideSlot(NamedTuple):
     task: Task | None  # None: whatever runs on the CPU
     cpu: int | None  # None: wherever the task runs
 
+    @property
+    def is_traced(self) -> bool:
+        """Whether it is in the thread's own debug registers, where a tracer has put it."""
+        return self.task is not None and self.outsider.evidence in (TRACER, LEFT)
+
+    @property
+    def left_behind(self) -> OutsideSlot:
+        """What is there when that tracer has left."""
+        return self._replace(outsider=Outsider(0, "", 0, LEFT))
+
 
 def found(
     slots: Iterable[OutsideSlot], pool: Pool, tasks: frozenset[Task] | None, cpu: int | None
@@ -54,7 +66,7 @@ def found(
     )
     return [
         Foreign(0, "", 0, count, place, UNATTRIBUTED)
-        if outsider.evidence == UNATTRIBUTED
+        if outsider.evidence in (UNATTRIBUTED, LEFT)
         else Foreign(outsider.pid, outsider.comm, outsider.uid, count, place, outsider.evidence)
         for (outsider, place), count in counts.items()
     ]

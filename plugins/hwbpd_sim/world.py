@@ -12,6 +12,8 @@ daemon. What it keeps to:
    until it is given back, though the thread be gone.
 4. After an exec nothing traps for what was not to go on across it. Its slot stays, too.
 5. What is bound to a CPU that goes offline is dead, and stays so when the CPU is back. Tasks move on to another.
+6. What a tracer sets is the thread's: it stays when the tracer leaves, and nobody can be named for it then. It goes
+   when the thread exits or runs another program.
 
 Turned down: to keep threads out of CPUs where they have a bound slot, or to schedule them. A thread is on one CPU, and
 moves when it is told to.
@@ -25,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from hwbpd.core.errors import TargetGone
-from hwbpd.core.model import Access, Delivery, Mode, Piece, Pool, Process, Target, Task, Totals
+from hwbpd.core.model import Access, Delivery, Mode, Piece, Pool, Process, Span, Target, Task, Totals
 from hwbpd.hookspecs import ArmError, Batch, Foreign, TargetEnd
 from hwbpd_sim.admission import PoolCounts
 from hwbpd_sim.armed import Armed, Leg
@@ -33,6 +35,7 @@ from hwbpd_sim.outsiders import Outsider, OutsideSlot, found
 from hwbpd_sim.records import Step, pack
 
 _NO_LEGS: Mapping[Leg, None] = {}
+_NOTHING_HELD = Piece(Span(0, 1), Access.WRITE, Pool.ANY)  # of a resource that has no leg
 
 Key = TypeVar("Key", int, Task)
 
@@ -70,6 +73,7 @@ class World:
         self._ids: dict[Armed, int] = {}
         self._legs_on: dict[int, dict[Leg, None]] = {}  # by CPU, those that can trap
         self._legs_of: dict[Task, dict[Leg, None]] = {}
+        self._attended: dict[Task, list[Armed]] = {}
         self._outside: list[OutsideSlot] = []
         self._born = 0
 
@@ -105,6 +109,7 @@ class World:
         del self.cpu_of[task]
         if not threads:
             del self._threads[task.process], self._processes[task.process.pid], self._names[task.process]
+        self._forget_traced(task, TargetEnd.EXIT)
         for leg in self._legs_of.pop(task, _NO_LEGS):
             if leg.inherited:
                 self._remove(leg)
@@ -117,6 +122,7 @@ class World:
         for other in [task.tid for task in self._threads[process] if task.tid != pid]:
             self.exit_thread(other)
         self._names[process] = name
+        self._forget_traced(self._tasks[pid], TargetEnd.EXEC)
         legs = self._legs_of.get(self._tasks[pid], {})
         for leg in [leg for leg in legs if not leg.armed.mode.across_exec]:  # 4
             del legs[leg]
@@ -226,10 +232,26 @@ class World:
         self._armed[resource_id] = armed
         self._ids[armed] = resource_id
 
+    def attend(self, resource_id: int, target: Target) -> None:
+        """As ``Machine.attend``: a resource without a leg, which ends with what the thread's tracer has: 6."""
+        assert resource_id not in self._armed, f"resource {resource_id} is armed already"
+        task = target.task
+        assert task is not None, "only threads have tracers"
+        if task not in self.cpu_of:
+            raise ArmError(errno.ESRCH, tid=task.tid)
+        armed = Armed(_NOTHING_HELD, target, Mode(delivery=Delivery.HOLD))
+        self._armed[resource_id] = armed
+        self._ids[armed] = resource_id
+        self._attended.setdefault(task, []).append(armed)
+
     def disarm(self, resource_id: int) -> tuple[Batch, Totals]:
         """As ``Machine.disarm``."""
         armed = self._armed.pop(resource_id)
         del self._ids[armed]
+        if armed.target.task is not None and armed in (attended := self._attended.get(armed.target.task, [])):
+            attended.remove(armed)
+            if not attended:
+                del self._attended[armed.target.task]
         self.news.discard(resource_id)
         self._remove_all(armed)
         return armed.drain(armed.mode.ring_bytes * (1 + len(self.possible))), Totals(armed.hits, armed.lost)
@@ -351,10 +373,29 @@ class World:
         self._outside.append(OutsideSlot(who, pool, task, cpu))
 
     def leave_outside(self, who: Outsider) -> None:
-        """Let him give back all that he has."""
+        """Let him give back all that he has, but for what he set as a tracer: 6."""
         for slot in [slot for slot in self._outside if slot.outsider == who]:
-            self._outside.remove(slot)
-            self._counts[slot.pool].give_back(slot.task, slot.cpu)
+            if slot.is_traced:
+                self._outside[self._outside.index(slot)] = slot.left_behind
+            else:
+                self._give_back_outside(slot)
+
+    def slots_outside(self, pool: Pool, target: Target) -> int | None:
+        """As ``Machine.slots_outside``: those that follow the thread."""
+        if target.task not in self.cpu_of:
+            return None
+        return sum((slot.pool, slot.task, slot.cpu) == (pool, target.task, None) for slot in self._outside)
+
+    def _give_back_outside(self, slot: OutsideSlot) -> None:
+        self._outside.remove(slot)
+        self._counts[slot.pool].give_back(slot.task, slot.cpu)
+
+    def _forget_traced(self, task: Task, end: TargetEnd) -> None:
+        """What a tracer has set on a thread goes, and with that who attends to it: 6."""
+        for slot in [slot for slot in self._outside if slot.task == task and slot.is_traced]:
+            self._give_back_outside(slot)
+        for armed in self._attended.get(task, ()):
+            self._end(armed, end)
 
     def foreign(self, pool: Pool, target: Target, cpu: int | None) -> Sequence[Foreign]:
         """As ``Machine.foreign``."""

@@ -23,11 +23,18 @@ Message = dict[str, Any]
 Answer = Callable[[Message], list[Message]]
 
 EPOCH = 0xFEED
-NOTICES = ("hits", "lost", "guarded", "resumed", "suspended", "closing", "decision", "news")
+NOTICES = frozenset(
+    {"hits", "lost", "guarded", "resumed", "suspended", "closing", "decision", "news", "revoke", "spared", "contended"}
+)
 
 
 def message(op: str, **fields: Any) -> Message:
     return {"op": op} | fields
+
+
+def notice(op: str, **fields: Any) -> Message:
+    """A notice that has the name of a reply."""
+    return message(op, n=0, **fields)
 
 
 def error(errno_name: str, sentence: str = "no", **fields: Any) -> Message:
@@ -83,6 +90,40 @@ def final(op: str = "released", claim: int = 1, **counts: int) -> Message:
     return message(op, claim=claim, **totals(**counts))
 
 
+GDB = {"pid": 812, "comm": "gdb", "uid": 0, "kind": "ptrace", "slots": 1, "place": "on tid 813"} | {
+    "claim_ids": [4], "evidence": "books",
+}  # fmt: skip
+
+
+def queued(claim: int = 1, position: int = 2) -> Message:
+    """The reply to a claim that waits behind gdb[812]."""
+    sentence = "no slot on tid 813: 4 of 4 held"
+    return message("queued", claim=claim, position=position, errno="ENOSPC", sentence=sentence, holders=[GDB])
+
+
+def room(claim: int = 1) -> Message:
+    """The notice that a claim which waited is granted."""
+    piece = {"address": 0x404040, "length": 8, "access": "w", "pool": "any"}
+    return notice("granted", claim=claim, pieces=[piece], ring_bytes=4096, kind="perf", guard=10_000)
+
+
+def revoke(claim: int = 1, deadline_ns: int = 7) -> Message:
+    """The notice that a claim has to give way to gdb[812]."""
+    return message("revoke", claim=claim, by=GDB, sentence="has to give way to claim 4", deadline_ns=deadline_ns)
+
+
+def suspended(claim: int = 1) -> Message:
+    return message("suspended", claim=claim, sentence="it has given way")
+
+
+def resumed(claim: int = 1) -> Message:
+    return message("resumed", claim=claim, sentence="it has its slots again")
+
+
+WAITING_ROW = {"claim": 9, "pid": 97, "comm": "perf", "uid": 1000, "kind": "perf", "label": "", "priority": 0} | {
+    "state": "waiting", "position": 1, "age_ns": 1_500_000_000, "deadline_ns": 0, "address": 0x404048, "length": 8,
+    "access": "w", "target": "tid 813", "blockers": [1],
+}  # fmt: skip
 CLAIM_ROW = {"claim": 1, "pid": 812, "comm": "gdb", "uid": 0, "kind": "ptrace", "label": "", "state": "armed"} | {
     "age_ns": 65_000_000_000, "hits": 3, "lost": 0, "dropped": 0,
 }  # fmt: skip
@@ -127,8 +168,12 @@ class FakeDaemon:
             "fit": self._fit,
             "foreign": always(message("foreign", holders=[])),
             "capabilities": always(message("capabilities", **CAPABILITIES)),
-            "why": lambda request: [message("why", claim=request["claim"], state="armed", lines=["asked", "armed"])],
+            "why": self._why,
             "follow": always(message("following")),
+            "yield": lambda request: [message("yielded", claim=request["claim"])],
+            "taking": lambda request: [message("take", claim=request["claim"])],
+            "taken": lambda request: [message("taken", claim=request["claim"])],
+            "take_failed": lambda request: [message("take_failed", claim=request["claim"])],
             "goodbye": always(message("bye")),
         }
 
@@ -138,8 +183,14 @@ class FakeDaemon:
     def _grant(self, request: Message) -> list[Message]:
         self._claims += 1
         piece = {name: request[name] for name in ("address", "length", "access")} | {"pool": "any"}
-        kind, guard = request["kind"], request.get("guard", 10_000)
+        kind, guard = request.get("kind", "perf"), request.get("guard", 10_000)
         return [message("granted", claim=self._claims, pieces=[piece], ring_bytes=4096, kind=kind, guard=guard)]
+
+    @staticmethod
+    def _why(request: Message) -> list[Message]:
+        if "errno" in request:
+            return [message("why", claim=0, state="", lines=["tid 813: 4 of 4 slots are held", "claim 9 waits"])]
+        return [message("why", claim=request["claim"], state="armed", lines=["asked", "armed"])]
 
     @staticmethod
     def _fit(request: Message) -> list[Message]:
@@ -236,9 +287,9 @@ class FakeDaemon:
             self._send(notice, 0)
 
     def _send(self, answer: Message, request_id: int) -> None:
-        if answer["op"] in NOTICES:
+        if answer["op"] in NOTICES or "n" in answer:
             self._notices += 1
-            answer = {"n": self._notices} | answer
+            answer = answer | {"n": self._notices}
         else:
             answer = {"id": request_id} | answer
         self._answer_to([msgpack.packb(answer)])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typer.testing import CliRunner, Result
 from hwbpctl.__main__ import app
 from tests.clients.fake_daemon import (
     RESOURCE_ROW,
+    WAITING_ROW,
     FakeDaemon,
     always,
     error,
@@ -26,7 +29,12 @@ from tests.clients.fake_daemon import (
     hits,
     message,
     offline,
+    queued,
     record,
+    resumed,
+    revoke,
+    room,
+    suspended,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +96,23 @@ def test_caps_why_and_release_answer_people_and_programs(daemon: FakeDaemon) -> 
     assert json.loads(run(daemon, "caps", as_json=True).stdout)["pools"] == {"any": 4}
     assert json.loads(run(daemon, "why", "7", as_json=True).stdout)["lines"] == ["asked", "armed"]
     assert json.loads(run(daemon, "release", "7", as_json=True).stdout)["dropped"] == 1
+
+
+@pytest.mark.parametrize("word", ["ENOSPC", "enospc"])
+def test_why_there_is_no_room_may_be_asked_without_a_claim(daemon: FakeDaemon, word: str) -> None:
+    assert run(daemon, "why", word).stdout == "tid 813: 4 of 4 slots are held\nclaim 9 waits\n"
+    assert json.loads(run(daemon, "why", word, as_json=True).stdout)["claim"] == 0
+    assert [ask["errno"] for ask in daemon.asked("why")] == ["ENOSPC"] * 2
+
+
+def test_ls_shows_who_waits_and_what_is_in_the_way(daemon: FakeDaemon) -> None:
+    waiting = [WAITING_ROW | {"deadline_ns": time.monotonic_ns() + 90 * 10**9}]
+    answer = message("slots", pools={"any": 4}, cpus=[], resources=[RESOURCE_ROW], more=False, waiting=waiting)
+    daemon.answers["slots"] = always(answer)
+    text = run(daemon, "ls").stdout
+    assert "waiting for tid 813: 1 claim" in text
+    assert re.search(r"perf\[97\] .* 1m[0-3][0-9]s waiting +1$", text, re.MULTILINE)
+    assert json.loads(run(daemon, "ls", as_json=True).stdout)["waiting"][0]["blockers"] == [1]
 
 
 def test_ls_looks_outside_the_daemon_only_when_asked(daemon: FakeDaemon) -> None:
@@ -238,6 +263,13 @@ def test_a_bad_event_is_pointed_at(daemon: FakeDaemon) -> None:
         ["stat", "-e", EVENT, "-t", "-1"],
         ["release"],
         ["why", "gdb"],
+        ["why", "0"],
+        ["why", "EIO"],
+        ["watch", "-e", EVENT, "-a", "-w", "5", "-n"],
+        ["watch", "-e", EVENT, "-a", "-w", "-1"],
+        ["hold", "-e", EVENT, "-a", "-w", "inf"],
+        ["stat", "-e", EVENT, "-a", "--priority", "101"],
+        ["replay"],
         ["nosuch"],
     ],
 )
@@ -266,7 +298,7 @@ def test_watch_prints_hits_until_the_target_exits_and_then_the_totals(daemon: Fa
     assert "0x401140" in second
     assert summary == f"{EVENT}: 4 hits: 2 delivered, 1 lost, 1 dropped"
     (request,) = daemon.asked("claim")
-    assert (request["tid"], request["delivery"], request["user_chain"]) == (813, "hits", False)
+    assert (request["tid"], request["delivery"], "user_chain" in request) == (813, "hits", False)
 
 
 def test_watch_for_programs_is_a_line_of_json_for_each_hit_and_each_end(daemon: FakeDaemon) -> None:
@@ -385,6 +417,96 @@ def test_a_daemon_that_ends_meanwhile_is_status_3(daemon: FakeDaemon) -> None:
     assert result.stderr == "hwbpctl: claim 1 is over: hwbpd ends\n"
 
 
+# --- waiting, and giving way ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["watch", "stat", "hold"])
+def test_whoever_may_wait_shows_its_place_until_there_is_room(daemon: FakeDaemon, verb: str) -> None:
+    # Given a daemon without room at first,
+    daemon.answers["claim"] = always(queued(1), room(1), gone(1))
+
+    # when a verb may wait, then it says behind whom it does, in a line, and goes on as ever once it has its slot.
+    result = run(daemon, verb, "-e", EVENT, "-t", "813", "-w", "30", "--priority", "-2")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        f"hwbpctl: claim 1 ({EVENT}) waiting, 2nd: behind gdb[812] as ptrace: 1 on tid 813 (claim 4)\n"
+    )
+    (request,) = daemon.asked("claim")
+    assert (request["priority"], request["wait_until_ns"] > 0) == (-2, True)
+
+
+@pytest.mark.parametrize("words", [[], ["-n"], ["-w", "0"]])
+def test_who_does_not_ask_for_a_wait_fails_at_once(daemon: FakeDaemon, words: list[str]) -> None:
+    daemon.answers["claim"] = always(FULL)
+    assert run(daemon, "hold", "-e", EVENT, "-a", *words).exit_code == 1
+    assert "wait_until_ns" not in daemon.asked("claim")[0]
+
+
+def test_a_wait_in_vain_is_a_refusal(daemon: FakeDaemon) -> None:
+    in_vain = gone(1, "timeout") | {"sentence": "no room came for tid 813 in 5.000 s"}
+    daemon.answers["claim"] = always(queued(1), in_vain)
+    result = run(daemon, "hold", "-e", EVENT, "-a", "-w", "5", as_json=True)
+    waiting, refused = map(json.loads, result.stderr.splitlines())
+    assert result.exit_code == 1
+    assert (waiting["type"], waiting["position"], waiting["holders"][0]["pid"]) == ("waiting", 2, 812)
+    assert (refused["class"], refused["errno"], refused["claim"]) == ("WaitTimedOut", "ETIMEDOUT", 1)
+
+
+def test_of_several_events_the_later_ones_wait_for_what_is_left_of_the_time(daemon: FakeDaemon) -> None:
+    grant_then(daemon)
+    daemon.answers["claim"] = _each_then_gone(daemon.answers["claim"])
+    run(daemon, "hold", "-e", EVENT, "-e", "mem:0x404048/8:w", "-a", "-w", "30")
+    first, second = (request["wait_until_ns"] for request in daemon.asked("claim"))
+    assert abs(first - second) < 1_000_000, "one deadline for both"
+
+
+def _each_then_gone(grant: Any) -> Any:
+    return lambda request: [*(granted := grant(request)), gone(granted[0]["claim"])]
+
+
+def test_who_is_asked_to_give_way_does_and_says_so(daemon: FakeDaemon) -> None:
+    # Given a claim that has to give way, and is resumed later,
+    grant_then(daemon, revoke(1))
+    daemon.answers["yield"] = always(message("yielded", claim=1), suspended(1), resumed(1), gone(1))
+    result = run(daemon, "hold", "-e", EVENT, "-t", "813")
+
+    # then it does so at once, exactly once, and each step is told.
+    assert result.exit_code == 0
+    assert len(daemon.asked("yield")) == 1
+    assert [line.split(") ")[1] for line in result.stderr.splitlines()] == [
+        "revoke: has to give way to claim 4",
+        "suspended: it has given way",
+        "resumed: it has its slots again",
+    ]
+
+
+def test_what_asks_to_give_way_is_named_for_programs(daemon: FakeDaemon) -> None:
+    grant_then(daemon, revoke(1, deadline_ns=5))
+    daemon.answers["yield"] = always(suspended(1), gone(1), error("EINVAL", "too late"))
+    told = [json.loads(line) for line in run(daemon, "hold", "-e", EVENT, "-a", as_json=True).stderr.splitlines()]
+    assert (told[0]["type"], told[0]["holders"][0]["pid"], told[0]["deadline_ns"]) == ("revoke", 812, 5)
+    assert told[1]["type"] == "suspended"
+
+
+@pytest.mark.parametrize(
+    ("words", "passed_on"),
+    [([], []), (["--until", "7", "--check"], ["--until", "7", "--check"])],
+)
+def test_replay_runs_the_daemons_own_and_passes_its_status_on(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, words: list[str], passed_on: list[str]
+) -> None:
+    ran = []
+
+    def run_instead(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        ran.append(command)
+        return subprocess.CompletedProcess(command, 1 if words else -9)
+
+    monkeypatch.setattr(subprocess, "run", run_instead)
+    assert run(daemon, "replay", "the journal", *words, as_json=True).exit_code == (1 if words else 128 + 9)
+    assert ran == [[sys.executable, "-P", "-m", "hwbpd.replay", "the journal", "--json", *passed_on]]
+    assert daemon.requests == []
+
+
 # --- as a process of its own -----------------------------------------------------------------------------------------
 
 
@@ -396,6 +518,19 @@ def test_a_signal_ends_hold_cleanly_and_gives_the_slots_back(daemon: FakeDaemon,
         assert process.wait(30) == 0
         assert process.stderr
         assert process.stderr.read() == ""
+    assert [request["op"] for request in daemon.requests[-2:]] == ["release", "goodbye"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_wait_and_runs_no_command(daemon: FakeDaemon, tmp_path: Path, number: int) -> None:
+    daemon.answers["claim"] = always(queued(1))
+    with start(daemon, "hold", "-e", EVENT, "-a", "-w", "600", "touch", str(tmp_path / "ran")) as process:
+        assert process.stderr
+        assert "waiting, 2nd" in process.stderr.readline()
+        process.send_signal(number)
+        assert process.wait(30) == 1
+        assert process.stderr.readline() == "hwbpctl: ETIMEDOUT: stopped while it waited; nothing is held\n"
+    assert not (tmp_path / "ran").exists()
     assert [request["op"] for request in daemon.requests[-2:]] == ["release", "goodbye"]
 
 

@@ -103,7 +103,7 @@ def test_a_listener_that_hangs_up_is_not_reachable(tmp_path: Path) -> None:
 
         # when a client says hello, then it learns that this is no daemon before its patience is over.
         # ZeroMQ takes such words for an old dialect of its own, if they come before the end of the connection does.
-        with pytest.raises(hwbp.NotReachable, match="closed the connection|what hwbpd would not"):
+        with pytest.raises(hwbp.NotReachable, match=r"closed the connection|what hwbpd would not"):
             hwbp.connect(path, timeout=30)
         answering.join()
 

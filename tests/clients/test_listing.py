@@ -5,7 +5,14 @@ from __future__ import annotations
 import hwbp
 from hwbpctl import listing
 from tests.clients.fake_daemon import CLAIM_ROW
-from tests.clients.rows import cpu, held, lines, slots_of
+from tests.clients.rows import cpu, held, lines, queued_row, slots_of
+
+NOW_NS = 1_000 * 10**9
+
+
+def shown(value: hwbp.Slots) -> str:
+    return listing.slots(value, NOW_NS)
+
 
 # --- claims ----------------------------------------------------------------------------------------------------------
 
@@ -20,7 +27,7 @@ def test_slots_are_shown_under_their_cpus_and_tasks() -> None:
     )
 
     # then CPUs that look alike share their lines, and nothing is wider than a terminal.
-    assert listing.slots(value) == lines("""
+    assert shown(value) == lines("""
   CLAIM OWNER             UID KIND   SPAN                 ACC   AGE  HITS STATE
 cpu 0,2: 2 of 4 slots free (1 cpu-wide, 1 on the busiest task)
       3 perf[812]           0 perf   0xffffffff81234567/8 x:k 1m05s 1234k armed
@@ -34,19 +41,19 @@ tid 813: 1 slot
 
 
 def test_without_claims_free_slots_are_shown() -> None:
-    assert listing.slots(slots_of([cpu(number) for number in range(256)])) == "cpu 0-255: 4 of 4 slots free"
+    assert shown(slots_of([cpu(number) for number in range(256)])) == "cpu 0-255: 4 of 4 slots free"
 
 
 def test_pools_of_an_arm_cpu_are_told_apart() -> None:
     row = {"cpu": 0, "online": True, "cpu_wide": {"inst": 1, "data": 0}, "busiest_task": {"inst": 2, "data": 0}}
-    assert listing.slots(slots_of([row], pools={"inst": 6, "data": 4})) == (
+    assert shown(slots_of([row], pools={"inst": 6, "data": 4})) == (
         "cpu 0: 3 of 6 inst slots free (1 cpu-wide, 2 on the busiest task); 4 of 4 data slots free"
     )
 
 
 def test_a_task_on_some_cpus_and_riders_of_one_slot_have_their_own_lines() -> None:
     resource = held(1, cpus=[0, 1, 2]) | {"claims": [CLAIM_ROW, CLAIM_ROW | {"claim": 2, "comm": "lldb"}]}
-    text = listing.slots(slots_of([], resource)).splitlines()
+    text = shown(slots_of([], resource)).splitlines()
     assert text[1] == "tid 813 on cpu 0-2: 1 slot"
     assert [line.split()[:2] for line in text[2:]] == [["1", "gdb[812]"], ["2", "lldb[812]"]]
 
@@ -54,7 +61,7 @@ def test_a_task_on_some_cpus_and_riders_of_one_slot_have_their_own_lines() -> No
 def test_a_row_that_is_too_wide_gives_up_the_label_first_and_then_the_owners_name() -> None:
     # Given a label that does not fit, then it is cut, and nothing else.
     value = slots_of([], held(1, label="the counter that should not change, ever"))
-    (row,) = [line for line in listing.slots(value).splitlines() if "gdb" in line]
+    (row,) = [line for line in shown(value).splitlines() if "gdb" in line]
     assert len(row) == 80
     assert "gdb[812]" in row
     assert row.endswith("~")
@@ -62,7 +69,7 @@ def test_a_row_that_is_too_wide_gives_up_the_label_first_and_then_the_owners_nam
 
     # When the rest alone is too wide, then the owner's name gives way, and its pid stays.
     wide = {"comm": "kworker-flusher", "pid": 4194303, "address": 2**64 - 8, "label": "a label"}
-    (row,) = [line for line in listing.slots(slots_of([], held(12, **wide))).splitlines() if "419" in line]
+    (row,) = [line for line in shown(slots_of([], held(12, **wide))).splitlines() if "419" in line]
     assert len(row) <= 80
     assert "  12 kw" in row
     assert "~[4194303]" in row
@@ -75,7 +82,7 @@ def test_a_process_holds_its_slots_on_each_of_its_threads() -> None:
 
     # then the process has a heading of its own, and its claims do not look CPU-wide.
     assert [row.is_cpu_wide for row in value.resources] == [False, False, False]
-    assert listing.slots(value) == lines("""
+    assert shown(value) == lines("""
   CLAIM OWNER    UID KIND   SPAN       ACC   AGE HITS STATE
 tid 811: 1 slot
       3 gdb[812]   0 ptrace 0x404040/8 w   1m05s    3 armed
@@ -86,7 +93,42 @@ pid 812: 2 slots on each of its threads
 
 
 def test_an_address_that_is_kept_from_us_is_a_hyphen() -> None:
-    assert " -/8 " in listing.slots(slots_of([], held(1, address=None)))
+    assert " -/8 " in shown(slots_of([], held(1, address=None)))
+
+
+def test_those_that_wait_stand_below_with_what_is_in_their_way() -> None:
+    # Given a slot and three claims that wait, one of which has given way,
+    on_cpus = "cpu-wide on all cpus"
+    value = slots_of(
+        [],
+        held(1),
+        waiting=[
+            queued_row(9, kind="ptrace", priority=5, deadline_ns=NOW_NS + 90 * 10**9, blockers=[1, 4, 12], position=1),
+            queued_row(10, deadline_ns=NOW_NS - 1, position=2, address=None, label="the list", blockers=[]),
+            queued_row(3, kind="background", state="suspended", deadline_ns=NOW_NS + 9, target=on_cpus, access="rw"),
+        ],
+    )
+
+    # then they are told apart by what they wait for, and no number is made up.
+    text = shown(value)
+    assert text.split("\n\n")[1] == lines("""
+  CLAIM OWNER     UID KIND       SPAN          POS  LEFT STATE     BLOCKER LABEL
+waiting for tid 813: 2 claims
+      9 perf[97] 1000 ptrace+5   0x404048/8:w    1 1m30s waiting   1,4+1
+     10 perf[97] 1000 perf       -/8:w           2    0s waiting   -       the ~
+waiting for cpu-wide on all cpus: 1 claim
+      3 perf[97] 1000 background 0x404048/8:rw   1     - suspended 1
+""")
+    assert max(map(len, text.split("\n"))) <= listing.WIDTH
+
+
+def test_what_a_tracer_has_and_leaves_behind_is_named() -> None:
+    text = shown(slots_of([], held(1, state="taken"), held(2, state="residue"), held(3))).split("\n")
+    assert [line.split()[-1] for line in text[2:5]] == ["taken", "residue", "armed"]
+    assert text[5:] == [
+        "  taken: its tracer has armed it by ptrace, so nobody can take it back",
+        "  residue: the claim is over, and the thread keeps the slot until it exits or runs another program",
+    ]
 
 
 # --- outside the daemon ----------------------------------------------------------------------------------------------

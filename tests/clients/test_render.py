@@ -53,6 +53,24 @@ def test_a_story_is_one_sentence_a_line() -> None:
     assert render.why(hwbp.Why(3, "over", ("asked", "armed"))) == "claim 3: over\n  asked\n  armed"
 
 
+def test_why_there_is_no_room_is_nobodys_story() -> None:
+    assert render.why(hwbp.Why(0, "", ("tid 812 is full", "claim 9 waits"))) == "tid 812 is full\nclaim 9 waits"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (12, "12th"), (113, "113th"),
+                         (21, "21st"), (102, "102nd")],
+)  # fmt: skip
+def test_a_place_is_said_as_people_do(number: int, text: str) -> None:
+    assert render.ordinal(number) == text
+
+
+def test_what_fits_once_others_have_given_way_says_so() -> None:
+    value = hwbp.Fit(True, (hwbp.Piece(0x404040, 8, "w", "any"),), first="once claim 4 has given way: tid 812 is full")
+    first, _ = render.fit(value, "tid 812").split("\n")
+    assert first == "fits, with 1 slot on tid 812: 0x404040/8:w, once claim 4 has given way: tid 812 is full"
+
+
 def test_a_refusal_names_each_holder_and_where_the_story_is() -> None:
     holder = {"pid": 812, "comm": "gdb", "uid": 0, "kind": "ptrace", "slots": 3, "place": "on tid 812"}
     refusal = refusal_of(

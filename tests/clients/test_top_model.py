@@ -6,7 +6,7 @@ import pytest
 
 from hwbpctl.top_model import ORDERS, Row, index_of, moved, next_order, rows_of
 from tests.clients.fake_daemon import CLAIM_ROW
-from tests.clients.rows import held, slots_of
+from tests.clients.rows import held, queued_row, slots_of
 
 SECOND_NS = 10**9
 
@@ -53,6 +53,21 @@ def test_a_row_says_where_and_what(changes: dict[str, object], target: str, span
 def test_a_process_is_named_by_its_pid() -> None:
     (row,) = rows_of(slots_of([], held(1, tid=0) | {"pid": 812}), None)
     assert row.target == "pid 812"
+
+
+def test_a_claim_that_waits_is_a_row_without_hits_and_with_a_place() -> None:
+    waiting = [queued_row(9, blockers=[1, 4], position=2), queued_row(2, state="suspended", target="cpu-wide on cpu 1")]
+    armed, suspended, behind = rows_of(slots_of([], held(1), waiting=waiting), None)
+    assert (armed.claim, armed.position, armed.hits) == (1, 0, 3)
+    assert (suspended.claim, suspended.state, suspended.target, suspended.hits) == (2, "suspended", "cpu 1", None)
+    assert (behind.claim, behind.position, behind.blockers, behind.span) == (9, 2, (1, 4), "0x404048/8:w")
+
+
+def test_a_claim_that_was_suspended_has_no_rate_in_the_look_in_which_it_is_back() -> None:
+    # Given 1000 hits from before it gave way, then they are no rate of now.
+    before = slots_of([], waiting=[queued_row(1, state="suspended", age_ns=8 * SECOND_NS)])
+    (row,) = rows_of(slots_of([], held(1, hits=1000, age_ns=9 * SECOND_NS)), before)
+    assert (row.hits, row.hits_per_s) == (1000, None)
 
 
 def rows(*claims: int) -> list[Row]:

@@ -14,7 +14,8 @@ from hwbpctl import top_model, top_view
 from hwbpctl.cells import fit, head, printable, width_of, wrap
 from hwbpctl.top import KEYS, ansi
 from hwbpctl.top_model import View
-from tests.clients.rows import cpu, held, lines, slots_of
+from tests.clients.fake_daemon import WAITING_ROW
+from tests.clients.rows import cpu, held, lines, queued_row, slots_of
 
 NOW = slots_of(
     [cpu(0, 1, 2), cpu(1, 1, 2), cpu(2, 0, 2), cpu(3, online=False)],
@@ -124,6 +125,16 @@ def test_text_for_no_terminal_has_every_claim_and_cuts_no_decision() -> None:
     assert "4 of 4 held (gdb[812])" in text
 
 
+def test_those_that_wait_stand_among_the_claims_and_say_behind_whom() -> None:
+    waiting = [queued_row(9, position=2, blockers=[3, 4]), queued_row(10, state="suspended", blockers=[])]
+    now = slots_of([cpu(0)], held(3), waiting=waiting)
+    frame = shown(replace(VIEW, slots=now, rows=tuple(top_model.rows_of(now, None)), selected=9, told=()), 80, 24)
+    assert frame[0].endswith("3 claims, 2 waiting, by claim  12:00:10")
+    assert [line.split()[-1] for line in frame[3:6]] == ["armed", "waiting", "suspended"]
+    assert "claim 9: uid 1000 as perf, 0x404048/8:w on tid 813, 1s, 2nd in the queue behind" in frame
+    assert "    claim 3, 4" in frame
+
+
 # --- what is asked for -----------------------------------------------------------------------------------------------
 
 
@@ -230,10 +241,23 @@ decisions = st.builds(
 pools = st.dictionaries(names, st.integers(0, 40), max_size=2) | st.just({"any": 4})
 
 
+queued_rows = st.lists(
+    st.builds(
+        lambda target, claim, comm, label, span, state, position, blockers: WAITING_ROW
+        | {"target": target, "claim": claim, "comm": comm, "label": label, "address": span, "state": state}
+        | {"position": position, "blockers": blockers},
+        names, counts, names, names, st.none() | numbers, names, counts, st.lists(counts, max_size=16),
+    ),
+    max_size=4,
+)  # fmt: skip
+
+
 @st.composite
 def views(draw: st.DrawFn) -> View:
     cpus, held_slots = st.lists(cpu_rows, max_size=6), st.lists(resources, max_size=6)
-    looks = [slots_of(draw(cpus), *draw(held_slots), pools=draw(pools) or None) for _ in range(2)]
+    looks = [
+        slots_of(draw(cpus), *draw(held_slots), pools=draw(pools) or None, waiting=draw(queued_rows)) for _ in range(2)
+    ]
     rows = tuple(top_model.rows_of(looks[1], draw(st.sampled_from([None, looks[0]]))))
     return View(
         daemon=draw(names),

@@ -18,8 +18,12 @@ from tests.clients.fake_daemon import (
     guarded,
     hits,
     message,
+    notice,
     offline,
     record,
+    resumed,
+    revoke,
+    suspended,
 )
 
 WHY = {"claim": 1, "state": "armed", "lines": []}
@@ -267,11 +271,11 @@ def test_an_error_inside_a_with_is_not_hidden_by_a_session_that_is_lost(
 def test_hits_go_on_across_changes_and_the_changes_are_kept(daemon: FakeDaemon, client: hwbp.Client) -> None:
     # Given a claim that is silenced, loses a CPU, reports again, and gets no room on the CPU when it is back,
     watch = client.claim(EVENT)
-    resumed = message("resumed", claim=1, sentence="it reports again")
+    reports_again = message("resumed", claim=1, sentence="it reports again")
     no_room = message("suspended", claim=1, sentence="cpu 1 is back, without it", cpu=1)
     daemon.push(
-        hits(1, record(1), lost=2, dropped=1), guarded(1), offline(1, 1), resumed, no_room, hits(1, record(2), lost=2),
-        gone(1, hits=4, delivered=2, lost=2),
+        hits(1, record(1), lost=2, dropped=1), guarded(1), offline(1, 1), reports_again, no_room,
+        hits(1, record(2), lost=2), gone(1, hits=4, delivered=2, lost=2),
     )  # fmt: skip
 
     # when its hits are read, then none is missing, and what happened is told once, in its order.
@@ -327,6 +331,69 @@ def test_an_operator_may_arm_a_claim_again_by_number_and_a_refusal_is_raised(
     daemon.answers["rearm"] = always(error("EINVAL", "claim 1 is armed; only a guarded one is to be armed again"))
     with pytest.raises(hwbp.BadClaim, match="only a guarded one"):
         client.claim(EVENT, tid=1).rearm()
+
+
+def test_a_claim_that_has_to_give_way_says_for_whom_and_until_when(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    # Given a claim that is asked to give way,
+    watch = client.claim(EVENT, tid=1)
+    assert (watch.revoke, watch.state) == (None, "armed")
+    daemon.answers["why"] = always(revoke(1, deadline_ns=99), message("why", **WHY))
+    client.why(1)
+    asked = watch.revoke
+    assert asked
+    assert (asked.holders[0].pid, asked.deadline_ns, watch.state) == (812, 99, "yielding")
+
+    # when it does, then it is suspended, keeps its hits, and goes on when there is room.
+    daemon.answers["yield"] = always(hits(1, record(5)), message("yielded", claim=1), suspended(1))
+    watch.yield_()
+    client.capabilities()
+    assert (watch.state, watch.revoke, watch.ended) == ("suspended", None, None)
+    daemon.push(resumed(1), hits(1, record(6)))
+    read = watch.hits(timeout=30)
+    assert [next(read).ip, next(read).ip] == [5, 6]
+    assert watch.state == "armed"
+    assert [change.what for change in watch.changes()] == ["revoke", "suspended", "resumed"]
+
+
+def test_a_claim_may_be_spared_and_nobody_gives_way_unasked(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    watch = client.claim(EVENT, tid=1)
+    daemon.answers["yield"] = always(error("EINVAL", "claim 1 is armed; it was not asked to give way"))
+    with pytest.raises(hwbp.BadClaim, match="not asked"):
+        watch.yield_()
+    spared = message("spared", claim=1, sentence="it need not give way any more")
+    daemon.answers["why"] = always(revoke(1), spared, message("why", **WHY))
+    client.why(1)
+    assert (watch.state, watch.revoke) == ("armed", None)
+
+
+@pytest.mark.parametrize("instead", [suspended(1), message("spared", claim=1, sentence="not any more")])
+def test_to_give_way_too_late_is_no_error(daemon: FakeDaemon, client: hwbp.Client, instead: dict[str, object]) -> None:
+    # Given a deadline that passes, or a reason that goes, while the answer is on its way,
+    watch = client.claim(EVENT, tid=1)
+    daemon.answers["why"] = always(revoke(1), message("why", **WHY))
+    client.why(1)
+    daemon.answers["yield"] = always(instead, error("EINVAL", "it was not asked to give way"))
+
+    # then giving way has nothing left to do.
+    watch.yield_()
+    assert watch.revoke is None
+
+
+def test_a_claim_that_ends_while_it_is_suspended_is_over(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    watch = client.claim(EVENT, tid=1)
+    daemon.push(revoke(1), gone(1, hits=2, delivered=2))
+    assert list(watch.hits(timeout=None)) == []
+    assert (watch.state, watch.revoke) == ("ended", None)
+
+
+def test_what_others_want_is_told_and_changes_nothing(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    watch = client.claim(EVENT, tid=1)
+    perf = {"pid": 97, "comm": "perf", "claim_ids": [9]}
+    wants = message("contended", claim=1, by=perf, sentence="perf[97] wants its room")
+    daemon.answers["why"] = always(wants, notice("later", claim=1), message("why", **WHY))
+    client.why(1)
+    (change,) = watch.changes()
+    assert (change.what, change.holders[0].claim_ids, watch.state) == ("contended", (9,), "armed")
 
 
 def test_changes_that_nobody_takes_are_bounded_and_the_newest_stay() -> None:

@@ -67,7 +67,9 @@ def messages() -> dict[tuple[str, str], dict[str, Field]]:
         said[what, op] = {}
         for name, *rest in rows:
             if name.startswith("as "):
-                said[what, op] |= said[what, _name(name.removeprefix("as "))]
+                other, _, without = name.removeprefix("as ").partition(", without ")
+                of_other = said[what, _name(other)]
+                said[what, op] |= {each: field for each, field in of_other.items() if f"`{each}`" != without}
             else:
                 said[what, op][_name(name)] = Field(rest[0], rest[1])
     return said

@@ -12,6 +12,7 @@ import re
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,110 @@ def test_whoever_finds_no_room_is_told_who_has_it(connect: Connect, world: World
     assert sorted(holder["claim_ids"]) == held == slots_held(client)
     assert (fit["fits"], fit["errno"]) == (False, "ENOSPC")
     assert client.request("why", claim=refusal["claim"])["state"] == "refused"
+
+
+def fill(client: Client, world: World, **more: Any) -> list[int]:
+    """Take every slot of the thread; return the claims."""
+    (slots,) = client.request("capabilities")["pools"].values()
+    return [client.request("claim", **watchpoint(world, delivery="hold"), **more)["claim"] for _ in range(slots)]
+
+
+def until(client: Client, op: str) -> Map:
+    """The next notice of that name."""
+    while (notice := client.notice())["op"] != op:
+        pass
+    return notice
+
+
+@EVERY_CLIENT
+def test_whoever_waits_has_a_place_and_gets_what_another_gives_back(connect: Connect, world: World, kind: str) -> None:
+    # given a full thread, and two who wait for it
+    client, holder = opened(connect(kind)), opened(connect("newcomer"))
+    held = fill(holder, world)
+    for_long = time.monotonic_ns() + int(WAIT_S * 1e9)
+    first, second = (client.request("claim", **watchpoint(world), wait_until_ns=for_long) for _ in range(2))
+    assert [(reply["op"], reply["errno"], reply["position"]) for reply in (first, second)] == [
+        ("queued", "ENOSPC", 1),
+        ("queued", "ENOSPC", 2),
+    ]
+    assert sorted(first["holders"][0]["claim_ids"]) == held
+    waiting = client.request("slots")["waiting"]
+    assert [(row["claim"], row["state"], row["position"]) for row in waiting] == [
+        (first["claim"], "waiting", 1),
+        (second["claim"], "waiting", 2),
+    ]
+    assert set(waiting[0]["blockers"]) <= set(held)
+    assert until(holder, "contended")["by"]["claim_ids"] == [first["claim"]]
+
+    # when a slot comes back, then the first has it, and the second, which wants the same, shares it
+    holder.request("release", claim=held[0])
+    granted = until(client, "granted")
+    assert (granted["claim"], granted["pieces"][0]["address"]) == (first["claim"], world.variable)
+    assert until(client, "granted")["claim"] == second["claim"]
+    assert set(slots_held(client)) == {*held[1:], first["claim"], second["claim"]}
+
+
+@EVERY_CLIENT
+def test_a_wait_ends_at_its_time_or_when_it_is_cancelled(connect: Connect, world: World, kind: str) -> None:
+    client = opened(connect(kind))
+    fill(client, world)
+    soon, late = (time.monotonic_ns() + int(seconds * 1e9) for seconds in (0.02, WAIT_S))
+
+    in_vain = client.request("claim", **watchpoint(world), wait_until_ns=soon)["claim"]
+    lost = until(client, "lost")
+    assert (lost["claim"], lost["reason"]) == (in_vain, "timeout")
+    cancelled = client.request("claim", **watchpoint(world), wait_until_ns=late)["claim"]
+    assert client.request("release", claim=cancelled)["op"] == "released"
+    assert client.request("slots").get("waiting", []) == []
+    for_ever = client.request("claim", **watchpoint(world), wait_until_ns=2**63)
+    assert errno_of(for_ever) == "EINVAL"
+
+
+@EVERY_CLIENT
+def test_a_claim_of_higher_rank_displaces_and_what_gave_way_comes_back(
+    connect: Connect, world: World, kind: str
+) -> None:
+    # given a thread full of claims as perf makes them, the last of which gives way when it is asked
+    client, debugger = opened(connect(kind)), opened(connect("newcomer"))
+    held = fill(client, world)
+    asking = raw(debugger).send("claim", **watchpoint(world, kind="ptrace", delivery="count"))
+    revoke = until(client, "revoke")
+    assert (revoke["claim"], revoke["by"]["pid"], revoke["by"]["kind"]) == (held[-1], debugger.pid, "ptrace")
+    assert client.request("yield", claim=held[-1])["op"] in ("yielded", "error")  # its deadline is soon
+
+    # then the debugger has its slot, and the other keeps its place until there is room
+    assert until(client, "suspended")["claim"] == held[-1]
+    granted = raw(debugger).reply()
+    assert (granted["op"], granted["id"]) == ("granted", asking)
+    (row,) = client.request("slots")["waiting"]
+    assert (row["claim"], row["state"], row["blockers"][:1] != []) == (held[-1], "suspended", True)
+    debugger.request("release", claim=granted["claim"])
+    assert until(client, "resumed")["claim"] == held[-1]
+    assert sorted(slots_held(client)) == held
+    assert errno_of(client.request("yield", claim=held[-1])) == "EINVAL"
+
+
+@EVERY_CLIENT
+def test_a_tracer_is_let_in_and_what_it_could_not_take_is_over(connect: Connect, world: World, kind: str) -> None:
+    client = opened(connect(kind))
+    by_tracer = watchpoint(world, kind="ptrace", armed_by="tracer")
+    claim = client.request("claim", **by_tracer)["claim"]
+
+    assert errno_of(client.request("taken", claim=claim)) == "EINVAL", "first it has to say that it takes it"
+    assert client.request("taking", claim=claim) | {"id": 0} == {"op": "take", "id": 0, "claim": claim}
+    assert errno_of(client.request("release", claim=claim)) == "EINVAL"
+    assert client.request("take_failed", claim=claim, errno=3)["op"] == "take_failed"
+    assert slots_held(client) == []
+    assert errno_of(client.request("taking", claim=claim)) == "ENOENT"
+
+
+@EVERY_CLIENT
+def test_why_there_is_no_room_can_be_asked(connect: Connect, world: World, kind: str) -> None:
+    client = opened(connect(kind))
+    fill(client, world)
+    story = client.request("why", errno="ENOSPC")
+    assert story["claim"] == 0
+    assert any(f"tid {world.tid}" in line for line in story["lines"])
 
 
 @EVERY_CLIENT

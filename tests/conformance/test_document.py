@@ -30,6 +30,7 @@ MAPS: dict[str, type[msgspec.Struct]] = {
     "cpu": messages.CpuRow,
     "resource": messages.ResourceRow,
     "claim": messages.ClaimRow,
+    "waiting": messages.WaitingRow,
     "holder": errors.Holder,
 }
 MESSAGES = [(SINGULAR[kind], message) for kind, base in KINDS.items() for message in messages_below(base)]

@@ -54,7 +54,7 @@ from hwbpd.core.events import (
     Tick,
 )
 from hwbpd.core.lifecycle import State
-from hwbpd.core.model import Access, Kind, Mode, Owner, Plan, Process, Target, Totals
+from hwbpd.core.model import Access, Kind, Mode, Owner, Piece, Plan, Process, Span, Target, Totals
 from tests import strategies
 from tests.core.steps import ANN, refused
 from tests.slow_model import Answer, Event, SlowBooks, cpu_wide, of_busiest
@@ -265,8 +265,12 @@ class Shell:
 
 
 def claim_requested(now_ns: int, owner: Owner, target: Target, plan: Plan, guard_per_s: int = 0) -> ClaimRequested:
-    """A request whose number is the time."""
-    span, mode = plan.pieces[0].span, Mode()
+    """A request whose number is the time, and so are its addresses: nobody shares here."""
+    pieces = tuple(
+        Piece(Span(now_ns * 64 + 8 * number, 8), piece.access, piece.pool) for number, piece in enumerate(plan.pieces)
+    )
+    plan = Plan(pieces)
+    span, mode = pieces[0].span, Mode()
     return ClaimRequested(
         now_ns, owner, now_ns, Kind.PERF, span, Access.WRITE, mode, target, "", plan, guard_per_s
     )

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -52,6 +52,7 @@ class Daemon:
     ``python -m hwbpd`` on a socket in a new directory, which everybody may enter.
 
     :param settings: what its settings file says, TOML. There always is a file, so the one of this host is not read.
+        Without a table ``policy`` there is no reserve: most tests want every slot.
     """
 
     def __init__(self, settings: str = "") -> None:
@@ -60,6 +61,8 @@ class Daemon:
         self.socket = self._folder / "hwbpd.sock"
         self.command = [sys.executable, "-m", "hwbpd", "--socket", str(self.socket), "--log-format", "json"]
         self.command += ["--config", str(self._folder / "hwbpd.toml")]
+        if "[policy]" not in settings:
+            settings += "\n[policy]\nreserve_slots = 0\n"
         (self._folder / "hwbpd.toml").write_text(settings)
         self.log: list[Line] = []
         self.unreadable: list[str] = []  # what it said that is not a line of its log
@@ -231,6 +234,16 @@ def kernel_room(tid: int = -1, cpu: int = -1) -> int:
     finally:
         for event in held:
             opener.close(event)
+
+
+@contextmanager
+def outside(slots: int, tid: int = -1, cpu: int = -1) -> Iterator[None]:
+    """Somebody holds so many slots without asking the daemon."""
+    opener = KernelOpener()
+    with ExitStack() as held:
+        for _ in range(slots):
+            held.callback(opener.close, opener.open(tid, cpu))
+        yield
 
 
 def kernel_free() -> dict[int, int]:

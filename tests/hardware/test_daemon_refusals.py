@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -26,9 +24,9 @@ from tests.hardware.daemon import (
     kernel_free,
     kernel_room,
     lines_until,
+    outside,
     own_name,
 )
-from tests.judges.opener import KernelOpener
 
 pytestmark = MARKS
 
@@ -58,16 +56,6 @@ def daemon(host: None) -> Iterator[Daemon]:
 def client(alone: None, daemon: Daemon) -> Iterator[hwbp.Client]:
     with daemon.connect() as client:
         yield client
-
-
-@contextmanager
-def outside(slots: int, tid: int = -1, cpu: int = -1) -> Iterator[None]:
-    """Somebody holds so many slots without asking the daemon."""
-    opener = KernelOpener()
-    with contextlib.ExitStack() as held:
-        for _ in range(slots):
-            held.callback(opener.close, opener.open(tid, cpu))
-        yield
 
 
 def refusal_of(client: hwbp.Client, **claim: Any) -> hwbp.HwbpError:
@@ -111,8 +99,8 @@ def test_slots_held_outside_on_a_cpu_are_named(client: hwbp.Client, cpus: Sequen
 
 
 def test_slots_held_outside_on_a_thread_are_told_from_ours(client: hwbp.Client, target: Target) -> None:
-    for _ in range(2):
-        client.claim(address=target.variable, length=8, access="w", tid=target.tid, kind="ptrace")
+    for place in range(2):
+        client.claim(address=target.variable + 8 * place, length=8, access="w", tid=target.tid, kind="ptrace")
     with outside(2, tid=target.tid):
         refusal = attributed_refusal_of(client, tid=target.tid)
         client.claim(address=target.variable, length=8, access="w", tid=os.getpid(), delivery="hold")

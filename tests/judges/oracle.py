@@ -6,6 +6,10 @@ events of its own. They must agree every time. The rules of a verdict:
 
 - An operation is a claim or a release; both sides do every one of them. A claim for several slots is opened one event
   after the other, and undone when one is refused.
+- Every fourth claim, at random, has to leave the reserve; the others may have it, as kgdb's may, or the machine would
+  hardly ever be full. The kernel is asked for both alike and has to agree with ``fits()`` alone. Where it admits, it
+  is asked about the reserve as well: so many slots more on the same target, which it has to admit exactly if the
+  policy does. What only the policy refuses is given back, and counted apart.
 - A run stops at the first difference. Then it gives back all it holds and looks whether every slot is free. If not,
   somebody else holds one, the kernel was right to count it, and there is no verdict.
 - Somebody else's slots are looked for at the start, every so many operations, each time the machine has been emptied,
@@ -14,7 +18,8 @@ events of its own. They must agree every time. The rules of a verdict:
 - A run that asked too little proves too little: each of the kernel's three kinds of request has to be admitted, and
   refused, in a share of its claims, or there is no verdict either.
 
-Exit status 0 and ``differences=0`` in the last line, 1 and ``differences=1``, or 2 and ``no verdict: ...``.
+Exit status 0 and ``differences=0`` in the last line,
+``operations=N admitted=A refused=R policy=P differences=0``, 1 and ``differences=1``, or 2 and ``no verdict: ...``.
 """
 
 from __future__ import annotations
@@ -30,9 +35,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hwbpd.core.admission import fits
+from hwbpd.core.admission import check_reserve, fits, kept_free
 from hwbpd.core.books import Books
-from hwbpd.core.errors import NoFreeSlot
+from hwbpd.core.errors import HeldBack, NoFreeSlot
 from hwbpd.core.model import Access, Delivery, Mode, Piece, Plan, Pool, Resource, Span, Target, Task
 from tests.host import HostBusy, breakpoints_missing, exclusive
 from tests.judges.opener import KernelOpener, Opener
@@ -51,6 +56,7 @@ KINDS = (*KERNEL_KINDS, ALL_CPUS, PAIR)
 
 CPUS = Path("/sys/devices/system/cpu")
 SHARE_LEAST = 0.05  # of the claims of one kind: so many have to be admitted, and so many refused
+RESERVING = 0.25  # of the claims the kernel admits: so many have to leave the reserve as well
 PHASE = 500  # operations; then the machine is emptied, and filled in another way
 PROBE_EVERY = 25  # operations
 TAIL = 20  # operations told after a difference
@@ -74,8 +80,17 @@ class Claimed(NamedTuple):
 class Oracle:
     """One run: the same operations, done by the books and by the kernel."""
 
-    def __init__(self, opener: Opener, tids: Sequence[int], possible: Sequence[int], online: Sequence[int], seed: int):
+    def __init__(
+        self,
+        opener: Opener,
+        tids: Sequence[int],
+        possible: Sequence[int],
+        online: Sequence[int],
+        seed: int,
+        reserve: int = 1,
+    ):
         self.opener = opener
+        self.reserve = reserve
         self.online = tuple(online)
         self.tasks = [Task(tid, start_ticks=0) for tid in tids]  # they outlive the run; a number is enough
         self.random = random.Random(seed)
@@ -83,6 +98,7 @@ class Oracle:
         self.slow = SlowBooks({Pool.ANY: SLOTS}, possible, online)
         self.held: list[Claimed] = []
         self.operations = 0
+        self.held_back: Counter[str] = Counter()  # claims that only the policy refused
         self.answers: Counter[tuple[str, bool]] = Counter()
         self.tail: deque[str] = deque(maxlen=TAIL)
         self._next_resource = 1
@@ -139,12 +155,33 @@ class Oracle:
             fits_here = False
         events = self._open(target, plan)
         self.tail.append(f"{self.operations}: claim {len(plan.pieces)} on {target}: {_words(fits_here)}")
-        self.answers[kind, events is not None] += 1
         if fits_here != (events is not None):
+            self.answers[kind, events is not None] += 1
             self._close(events or ())
             self._differ(f"{self.tail[-1]} by fits(), {_words(events is not None)} by the kernel")
+        if events is not None and self.random.random() < RESERVING and not self._leaves_reserve(target, plan, events):
+            self.held_back[kind] += 1
+            self._close(events)
+            return
+        self.answers[kind, events is not None] += 1
         if events is not None:
             self._hold(target, plan, events)
+
+    def _leaves_reserve(self, target: Target, plan: Plan, events: tuple[int, ...]) -> bool:
+        """Whether the policy grants it, and the kernel would still admit the reserve beside its ``events``."""
+        try:
+            check_reserve(self.books, target, plan, self.reserve)
+            leaves_enough = True
+        except HeldBack:
+            leaves_enough = False
+        kept = kept_free(self.books.pools[Pool.ANY], self.reserve)
+        reserved = self._open(target, Plan((PIECE,) * kept))
+        self._close(reserved or ())
+        self.tail.append(f"{self.tail.pop()}, {'leaves' if leaves_enough else 'does not leave'} {kept} free")
+        if leaves_enough != (reserved is not None):
+            self._close(events)
+            self._differ(f"{self.tail[-1]} by the policy, and the kernel differs")
+        return leaves_enough
 
     def _request(self, kind: str) -> tuple[Target, Plan]:
         task, cpu = self.random.choice(self.tasks), self.random.choice(self.online)
@@ -251,13 +288,13 @@ class Oracle:
         return sum(count for (_, admitted), count in self.answers.items() if not admitted)
 
     def table(self) -> str:
-        """Return, for each kind of claim, how often the kernel admitted and refused it."""
-        lines = [f"{'kind':24}{'claims':>9}{'admitted':>10}{'':8}{'refused':>10}"]
+        """Return, for each kind of claim, how often the kernel admitted and refused it, and what policy refused."""
+        lines = [f"{'kind':24}{'claims':>9}{'admitted':>10}{'':8}{'refused':>10}{'':8}{'policy':>10}"]
         for kind in KINDS:
             admitted, refused = self.answers[kind, True], self.answers[kind, False]
             claims = admitted + refused
             counts = "".join(f"{count:10}{count / max(claims, 1):8.1%}" for count in (admitted, refused))
-            lines.append(f"{kind:24}{claims:9}{counts}")
+            lines.append(f"{kind:24}{claims:9}{counts}{self.held_back[kind]:10}")
         return "\n".join(lines)
 
     def check_shares(self) -> None:
@@ -287,7 +324,7 @@ def judge(oracle: Oracle, operations: int) -> int:
         return 2
     print(
         f"operations={oracle.operations} admitted={oracle.admitted()} refused={oracle.refused()} "
-        f"differences={differences}"
+        f"policy={oracle.held_back.total()} differences={differences}"
     )
     return differences
 
@@ -306,14 +343,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.judges.oracle",
         description="Asks hwbpd's admission rule and the running kernel the same random questions.",
-        epilog="operations = claims (admitted + refused) + releases; both sides do every one. Exit status: 0 they "
-        "agree, 1 a difference, 2 no verdict (somebody else uses breakpoints, or this host cannot be asked).",
+        epilog="operations = claims (admitted + refused + policy) + releases; both sides do every one. Exit status: 0 "
+        "they agree, 1 a difference, 2 no verdict (somebody else uses breakpoints, or this host cannot be asked).",
     )
     parser.add_argument("--operations", type=int, default=100_000, metavar="N", help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="the run is the same for the same seed (a new one)")
+    parser.add_argument("--reserve", type=int, default=1, metavar="R", help="slots kept free per CPU (%(default)s)")
     options = parser.parse_args(arguments)
+    if options.reserve < 0:
+        parser.error("--reserve: no fewer than 0 slots can be kept free")
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
-    print(f"seed={seed} operations={options.operations}", flush=True)
+    print(f"seed={seed} operations={options.operations} reserve={options.reserve}", flush=True)
     missing = breakpoints_missing()
     if missing is None and os.uname().machine != "x86_64":
         missing = "this judge knows the slots of x86-64 only"
@@ -323,7 +363,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     possible, online = cpu_list(CPUS / "possible"), cpu_list(CPUS / "online")
     try:
         with exclusive(), sleepers() as tids:
-            return judge(Oracle(KernelOpener(), tids, possible, online, seed), options.operations)
+            judged = Oracle(KernelOpener(), tids, possible, online, seed, options.reserve)
+            return judge(judged, options.operations)
     except HostBusy as busy:
         print(f"no verdict: {busy}")
         return 2

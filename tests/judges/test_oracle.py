@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from hwbpd.core.model import Pool, Task
+from hwbpd.core import admission
+from hwbpd.core.books import Books
+from hwbpd.core.model import Plan, Pool, Target, Task
 from tests.host import exclusive
 from tests.judges import oracle
 from tests.judges.opener import KernelOpener, Opener
@@ -56,8 +58,8 @@ class FakeKernel:
         del self.held[held]
 
 
-def run(kernel: Opener, operations: int, seed: int = 7) -> int:
-    return judge(Oracle(kernel, TIDS, (0, 1), (0, 1), seed), operations)
+def run(kernel: Opener, operations: int, seed: int = 7, reserve: int = 1) -> int:
+    return judge(Oracle(kernel, TIDS, (0, 1), (0, 1), seed, reserve), operations)
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -78,10 +80,47 @@ def test_a_kernel_that_agrees_passes_with_every_kind_admitted_and_refused(capsys
 
     status = run(kernel, operations=3000)
 
-    said = re.fullmatch(r"operations=3000 admitted=(\d+) refused=(\d+) differences=0", last_line(capsys))
+    said = re.fullmatch(r"operations=3000 admitted=(\d+) refused=(\d+) policy=(\d+) differences=0", last_line(capsys))
     assert status == 0
     assert said is not None
-    assert 0 < int(said[1]) + int(said[2]) < 3000
+    assert 0 < int(said[1]) + int(said[2]) + int(said[3]) < 3000
+    assert kernel.held == {}
+
+
+@pytest.mark.parametrize("reserve", [0, 1, 2, 3, 9])
+def test_what_only_the_policy_refuses_is_counted_apart(reserve: int, capsys: pytest.CaptureFixture[str]) -> None:
+    kernel = FakeKernel()
+
+    status = run(kernel, operations=3000, reserve=reserve)
+
+    *table, last = capsys.readouterr().out.splitlines()
+    said = re.fullmatch(r"operations=3000 admitted=(\d+) refused=(\d+) policy=(\d+) differences=0", last)
+    assert status == 0
+    assert said is not None
+    admitted, refused, policy = map(int, said.groups())
+    columns = [list(map(int, re.findall(r" (\d+)(?= |$)", line))) for line in table[1:]]
+    assert [sum(column) for column in zip(*columns, strict=True)] == [admitted + refused, admitted, refused, policy]
+    assert (policy > 0) == (reserve > 0)
+    assert kernel.held == {}
+
+
+@pytest.mark.parametrize("wrong_by", [-1, 1])
+def test_a_reserve_that_is_one_too_large_or_too_small_is_a_difference(
+    wrong_by: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(books: Books, target: Target, plan: Plan, reserve: int) -> None:
+        admission.check_reserve(books, target, plan, reserve + wrong_by)
+
+    monkeypatch.setattr(oracle, "check_reserve", wrong)
+    kernel = FakeKernel()
+
+    status = run(kernel, operations=3000)
+
+    *before, last = capsys.readouterr().out.splitlines()
+    assert status == 1
+    assert last.endswith("differences=1")
+    said = "leaves" if wrong_by < 0 else "does not leave"
+    assert before[-1].endswith(f"{said} 1 free by the policy, and the kernel differs")
     assert kernel.held == {}
 
 
@@ -92,7 +131,7 @@ def test_one_false_answer_is_a_difference_with_its_history(capsys: pytest.Captur
 
     *before, last = capsys.readouterr().out.splitlines()
     assert status == 1
-    assert re.fullmatch(r"operations=1 admitted=0 refused=1 differences=1", last)
+    assert re.fullmatch(r"operations=1 admitted=0 refused=1 policy=0 differences=1", last)
     assert re.fullmatch(r"1: claim .*: admitted by fits\(\), refused by the kernel", before[-1])
     assert kernel.held == {}
 
@@ -183,7 +222,7 @@ def test_the_running_kernel_agrees(capsys: pytest.CaptureFixture[str]) -> None:
     output = capsys.readouterr().out
     assert status == 0, output
     assert output.startswith("seed=7 ")
-    assert re.fullmatch(r"operations=20000 admitted=\d+ refused=\d+ differences=0", output.splitlines()[-1])
+    assert re.fullmatch(r"operations=20000 admitted=\d+ refused=\d+ policy=\d+ differences=0", output.splitlines()[-1])
 
 
 FOREIGN = """

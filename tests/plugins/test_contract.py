@@ -11,6 +11,7 @@ import mmap
 import os
 import random
 import select
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Protocol
@@ -25,9 +26,11 @@ from hwbpd.core.model import Access, Delivery, Mode, Piece, Plan, Pool, Span, Ta
 from hwbpd.hookspecs import ArmError, Backend, BackendFactory, Batch, CpuFacts, Machine, TargetEnd
 from hwbpd.plugins import Plugins
 from hwbpd_sim.machine import FACTS, SimMachine
+from hwbpd_sim.outsiders import TRACER, Outsider
 from hwbpd_sim.records import Step
 from hwbpd_sim.world import World as SimulatedWorld
 from tests.fakes import RECORD, FakeBackend, FakeMachine
+from tests.hardware.tracer import TRACES, Tracer
 from tests.host import HostBusy, exclusive
 
 PLUGINS = Plugins()
@@ -142,6 +145,10 @@ class World(Protocol):
         """Let the thread exec; return when it has."""
         ...
 
+    def poke(self) -> None:
+        """Let a tracer set an address register of the thread; return when it has left the thread alone."""
+        ...
+
     def another_machine(self) -> Machine:
         """The same registers once more."""
         ...
@@ -169,6 +176,9 @@ class FakeWorld:
     def run_another_program(self) -> None:
         self._registers.exec_task(self.tid)
 
+    def poke(self) -> None:
+        self._registers.poke(self.tid)
+
     def another_machine(self) -> Machine:
         return self.machine
 
@@ -186,6 +196,7 @@ class RealWorld:
         self.tid = self._program.tid
         backend = PLUGINS.backend(self.machine.facts)
         (self.piece,) = backend.fit(Span(self._program.variable, 8), WRITE, Mode()).pieces
+        self._poked = 0  # address registers
 
     def write(self, times: int) -> None:
         assert self._program.command(f"write {times}")["did"] == times
@@ -195,6 +206,13 @@ class RealWorld:
 
     def run_another_program(self) -> None:
         self._program.command("exec")
+
+    def poke(self) -> None:
+        if not TRACES:
+            pytest.skip("the tracer of these tests knows x86-64 only")
+        with Tracer(self.tid) as tracer:
+            tracer.poke(self._poked)
+        self._poked += 1
 
     def another_machine(self) -> Machine:
         return PLUGINS.machine(self._name, {})
@@ -229,6 +247,12 @@ class SimWorld:
     def run_another_program(self) -> None:
         with self._sim.world() as world:
             world.exec_process(self.tid, "another")
+
+    def poke(self) -> None:
+        debugger = Outsider(900, "debugger", evidence=TRACER)
+        with self._sim.world() as world:
+            world.take_outside(debugger, self.piece.pool, self.tid)
+            world.leave_outside(debugger)
 
     def another_machine(self) -> Machine:
         return SimMachine(self._world)
@@ -552,6 +576,100 @@ def test_an_exec_of_the_target_ends_what_was_not_to_go_on(
     rest, totals = world.machine.disarm(1)
     assert (before + rest.hits, totals.lost) == (totals.hits, 0)
     assert totals.hits >= 5 if across_exec else totals.hits == 5
+
+
+# --- slots that are a tracer's ---------------------------------------------------------------------------------------
+
+
+def told_of_its_end(world: World, resource_id: int) -> TargetEnd:
+    """Wait for the end of a resource's target, as its descriptors tell of it."""
+    with select.epoll() as epoll:
+        for fd in world.machine.descriptors(resource_id):
+            epoll.register(fd, select.EPOLLIN)
+        until = time.monotonic() + WAIT_S
+        while (end := world.machine.end_of_target(resource_id)) is None:
+            assert time.monotonic() < until, "the end is never told"
+            assert epoll.poll(WAIT_S), "nothing tells of the end"
+        assert epoll.poll(WAIT_S), "to ask takes nothing away"
+    return end
+
+
+def test_to_attend_takes_no_slot_and_sees_nothing(world: World) -> None:
+    # given a thread that is attended to
+    world.machine.attend(100, task(world), RING)
+
+    # then every slot is free, and hits are none of its business
+    for resource_id in range(slots(world)):
+        arm(world, resource_id, task(world))
+    world.write(5)
+    assert world.machine.end_of_target(100) is None
+    assert not any(select.select(world.machine.descriptors(100), [], [], 0))
+    assert world.machine.drain(100, 2**20) == Batch(b"", 0, 0, more=False)
+    assert world.machine.totals(100) == Totals()
+    assert not world.machine.is_fused(100)
+    assert world.machine.disarm(100) == (Batch(b"", 0, 0, more=False), Totals())
+
+
+@pytest.mark.parametrize("across_exec", [True, False])
+@pytest.mark.parametrize("end", [TargetEnd.EXIT, TargetEnd.EXEC])
+def test_once_the_end_of_an_attended_thread_is_told_its_tracers_slots_are_free(
+    world: World, end: TargetEnd, across_exec: bool
+) -> None:
+    # given a thread with slots that a tracer took, on a machine that is full with them
+    world.machine.attend(100, task(world), Mode(across_exec=across_exec))
+    for _ in range(slots(world)):
+        world.poke()
+    with pytest.raises(ArmError):
+        arm(world, 1, Target())
+
+    # when it ends, in whichever mode
+    if end is TargetEnd.EXIT:
+        world.end_thread()
+    else:
+        world.run_another_program()
+
+    # then that is told, and not before there is room
+    assert told_of_its_end(world, 100) is end
+    for resource_id in range(slots(world)):
+        arm(world, resource_id, Target())
+    assert world.machine.disarm(100) == (Batch(b"", 0, 0, more=False), Totals())
+
+
+def test_a_thread_that_is_gone_cannot_be_attended_to(world: World) -> None:
+    gone = task(world)
+    world.end_thread()
+
+    with pytest.raises(ArmError) as refused:
+        world.machine.attend(1, gone, RING)
+
+    assert (refused.value.errno, refused.value.tid) == (errno.ESRCH, world.tid)
+    assert world.machine.slots_outside(world.piece.pool, gone) is None
+
+
+def test_slots_outside_are_those_of_the_thread_that_the_machine_did_not_take(world: World) -> None:
+    # given slots of ours on the thread, on its process, and on every CPU, and a free one
+    target, pool = task(world), world.piece.pool
+    arm(world, 1, target)
+    arm(world, 2, process(world))
+    arm(world, 3, Target())
+    assert world.machine.slots_outside(pool, target) == 0
+
+    # when a tracer takes the last one, then that one is told, and it stays when the tracer has left
+    world.poke()
+    assert world.machine.slots_outside(pool, target) == 1
+    with pytest.raises(ArmError):
+        arm(world, 4, target)
+
+    # and each one more is
+    world.machine.disarm(1)
+    world.machine.disarm(3)
+    world.poke()
+    assert world.machine.slots_outside(pool, target) == 2
+
+    # and to ask has taken nothing
+    arm(world, 5, target)
+    with pytest.raises(ArmError):
+        arm(world, 6, target)
 
 
 # --- too many hits ---------------------------------------------------------------------------------------------------

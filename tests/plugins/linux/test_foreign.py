@@ -163,6 +163,23 @@ def test_the_numbers_of_a_place_add_up_to_what_others_have_there(world: World, p
             assert count <= max(of_busiest(world.others(), cpu, Pool.ANY) for cpu in CPUS)
 
 
+@given(worlds(), st.sampled_from(LIVE))
+def test_what_follows_a_thread_is_what_others_have_on_it_on_every_cpu(world: World, tid: int) -> None:
+    ours = [slot.place for slot in world.slots if slot.how == OURS]
+    with world.runs():
+        following = Counter(SLOTS, Pool.ANY, ours, time.monotonic() + 60).following(CPUS, tid)
+
+    assert following == min(of_task(world.others(), Task(tid, 0), cpu, Pool.ANY) for cpu in CPUS)
+
+
+def test_what_follows_a_thread_is_not_told_of_one_that_is_gone_nor_out_of_time() -> None:
+    world = World([Slot(BY_PTRACE, DEBUGGER, (LIVE[0], None))], {})
+    with world.runs():
+        assert Counter(SLOTS, Pool.ANY, [], time.monotonic() + 60).following(CPUS, DEAD) is None
+        assert Counter(SLOTS, Pool.ANY, [], time.monotonic()).following(CPUS, LIVE[0]) is None
+        assert Counter(SLOTS, Pool.ANY, [], time.monotonic() + 60).following((), LIVE[0]) is None
+
+
 @given(worlds(), st.sampled_from(CPUS))
 def test_where_hwbpd_has_nothing_every_full_cpu_is_explained(world: World, cpu: int) -> None:
     world.slots = [slot for slot in world.slots if slot.how != OURS]

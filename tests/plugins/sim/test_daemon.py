@@ -128,7 +128,7 @@ def test_a_refusal_names_those_outside_who_are_in_the_way(daemon: Daemon) -> Non
 
         # when one more is asked for, which the books would allow
         with pytest.raises(hwbp.NoFreeSlot) as refused:
-            client.claim(event, tid=1000)
+            client.claim(hwbp.parse_event(f"mem:{COUNTER + 8:#x}/8:w:u"), tid=1000)
 
         # then both are named
         held = {(one.comm, one.slots, one.place, one.evidence) for one in refused.value.holders}

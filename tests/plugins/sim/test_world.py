@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hwbpd.core.errors import TargetGone
 from hwbpd.core.model import Access, Delivery, Mode, Piece, Pool, Span, Target, Totals
 from hwbpd.hookspecs import ArmError, Foreign, TargetEnd
-from hwbpd_sim.outsiders import UNATTRIBUTED, Outsider
+from hwbpd_sim.outsiders import TRACER, UNATTRIBUTED, Outsider
 from hwbpd_sim.records import RECORD, Step
 from hwbpd_sim.world import World
 
@@ -456,3 +456,40 @@ def test_outsiders_slots_count_and_they_are_named_as_far_as_there_is_evidence(wo
     world.leave_outside(debugger)
     assert world.foreign(Pool.ANY, on(world, PID), 0) == []
     world.arm(2, PIECE, on(world, PID), HOLD)
+
+
+def test_what_a_tracer_set_stays_when_it_leaves_and_goes_with_the_program(world: World) -> None:
+    # given a thread with slots that a tracer has set, and one that a profiler has there
+    tracer, profiler = Outsider(900, "debugger", evidence=TRACER), Outsider(901, "profiler")
+    for _ in range(2):
+        world.take_outside(tracer, Pool.ANY, tid=PID)
+    world.take_outside(profiler, Pool.ANY, tid=PID)
+    assert Foreign(900, "debugger", 0, 2, "on tid 10", "tracer") in world.foreign(Pool.ANY, on(world, PID), None)
+
+    # when the tracer leaves, then its slots are nobody's, and taken
+    world.leave_outside(tracer)
+    assert Foreign(0, "", 0, 2, "on tid 10", "unattributed") in world.foreign(Pool.ANY, on(world, PID), None)
+    assert world.slots_outside(Pool.ANY, on(world, PID)) == 3
+    world.arm(1, PIECE, on(world, PID), HOLD)
+    assert refusal(world, 2, on(world, PID)) == (errno.ENOSPC, None, PID)
+
+    # and when the thread runs another program, they are free, and the profiler's is not
+    world.exec_process(PID, "another")
+    assert world.slots_outside(Pool.ANY, on(world, PID)) == 1
+    world.arm(2, PIECE, on(world, PID), HOLD)
+    world.arm(3, PIECE, on(world, PID), HOLD)
+    assert refusal(world, 4, on(world, PID)) == (errno.ENOSPC, None, PID)
+
+
+def test_who_attends_to_a_thread_hears_of_its_end_and_who_has_left_off_does_not(world: World) -> None:
+    # given two who attend to a thread, and one who does no longer
+    for resource_id in (1, 2, 3):
+        world.attend(resource_id, on(world, PID))
+    world.disarm(3)
+
+    # when it runs another program
+    world.exec_process(PID, "another")
+
+    # then both have heard of it
+    assert world.news == {1, 2}
+    assert [world.armed(resource_id).end for resource_id in (1, 2)] == [TargetEnd.EXEC] * 2
