@@ -46,6 +46,7 @@ BOUNDS_NS = (*(digit * 10**power for power in range(3, 7) for digit in (1, 2, 5)
 EVENTS: tuple[type[AnyEvent], ...] = get_args(AnyEvent)
 # Those that last longer than a turn of the loop.
 STATES = tuple(state for state in State if state not in HALFWAY | ENDED | {State.REQUESTED})
+_SHOWN = tuple((kind, state) for kind in Kind for state in STATES)
 DELIVERIES = (Delivery.HITS, Delivery.COUNT)
 ERRNOS = tuple(refusal.errno_name for refusal in HwbpError.__subclasses__())
 
@@ -230,7 +231,7 @@ class Meter:
             foreign_of_task=self._foreign_of_task.copy(),
             resources=len(self._books.resources),
             sessions=len(self._sessions),
-            claims={(kind, state): self._claims[kind, state] for kind in Kind for state in STATES},
+            claims={which: self._claims[which] for which in _SHOWN},
             grants=self._grants.copy(),
             refusals=self._refusals.copy(),
             ended=self._ended.copy(),

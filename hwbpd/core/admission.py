@@ -25,6 +25,7 @@ from itertools import islice
 
 from hwbpd.core.books import Books, PoolBooks
 from hwbpd.core.errors import KERNEL_REFUSED, CpuOffline, HeldBack, Holder, NoFreeSlot
+from hwbpd.core.lifecycle import State
 from hwbpd.core.model import Claim, Plan, Pool, Target, Task, format_cpus
 
 HOLDERS_NAMED = 16  # a refusal names at most so many, and counts the rest
@@ -215,7 +216,10 @@ def _named(books: Books, resource_ids: Iterable[int], cpu: int) -> tuple[list[Ho
     for resource_id in dict.fromkeys(resource_ids):
         place = _place(books.resources[resource_id].target, cpu)
         for claim in books.riders[resource_id]:
-            who = (claim.owner.pid, str(claim.kind), place)
+            record = books.claims.get(claim.claim_id)
+            # What a tracer left behind is nobody's to give back: whoever reads this must not go and ask that process.
+            is_residue = record is not None and record.state is State.RESIDUE
+            who = (claim.owner.pid, "residue" if is_residue else str(claim.kind), place)
             if who in claims or len(claims) < HOLDERS_NAMED:
                 claims.setdefault(who, []).append(claim)
             else:

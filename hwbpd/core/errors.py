@@ -22,7 +22,7 @@ class Holder(Struct, frozen=True):
     pid: int  # 0 where nobody can be named
     comm: str
     uid: int
-    kind: str  # as claimed; "" for holders outside hwbpd
+    kind: str  # as claimed, or "residue": left on its thread by a tracer; "" for holders outside hwbpd
     slots: int  # on the place where there was no room
     place: str  # "on tid 812", "cpu-wide on cpu 3"
     claim_ids: tuple[int, ...] = ()

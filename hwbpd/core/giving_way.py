@@ -276,7 +276,7 @@ class GivingWay(Desk):
         """One claim less stands in the way of its displacers, because it gave way or has ended."""
         displacers, record.displacers = record.displacers, set()
         effects: list[Effect] = []
-        for displacer in [one for one in self.queue if one.claim.claim_id in displacers]:
+        for displacer in self.queue.among(displacers):
             displacer.victims.discard(record.claim.claim_id)
             if not displacer.victims:
                 effects += self._try(now_ns, displacer)

@@ -13,9 +13,11 @@ What becomes of a claim that wants room: the one place where the policies meet, 
 
 from __future__ import annotations
 
+from collections import Counter
+
 from msgspec import Struct
 
-from hwbpd.core.admission import check_reserve, fits
+from hwbpd.core.admission import check_reserve, fits, kept_free
 from hwbpd.core.books import Books, ClaimRecord
 from hwbpd.core.errors import CpuOffline, HeldBack, Holder, HwbpError, NoFreeSlot
 from hwbpd.core.lifecycle import ARMED_BY_US
@@ -59,6 +61,8 @@ def place(books: Books, queue: Queue, claim: Claim, plan: Plan, policy: Policy) 
     except CpuOffline as refusal:
         return Placement(refusal=refusal, hopeless=True)
     except (NoFreeSlot, HeldBack) as refusal:
+        if _never_fits(books, needed, reserve):
+            return Placement(refusal=refusal, hopeless=True)
         if ahead is not None:
             return Placement(refusal=refusal)
         found = victims(books, claim.target, needed, reserve, lambda other: _may_displace(claim, other), _is_ours)
@@ -92,6 +96,14 @@ def _all_reused(books: Books, claim: Claim, plan: Plan) -> list[int]:
             return []
         reused.append(kept[0])
     return reused
+
+
+def _never_fits(books: Books, plan: Plan, reserve: int) -> bool:
+    """Whether there would be too few slots for it even on an empty machine."""
+    wanted = Counter(piece.pool for piece in plan.pieces)
+    return any(
+        pieces > books.pools[pool].slots - kept_free(books.pools[pool], reserve) for pool, pieces in wanted.items()
+    )
 
 
 def _may_displace(claim: Claim, other: Claim) -> bool:

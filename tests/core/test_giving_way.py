@@ -171,6 +171,10 @@ def test_what_the_kernel_refuses_waits_and_is_tried_again(arbiter: Arbiter) -> N
     assert told(run(arbiter, Tick(again_ns)), Change.GRANTED) == [effect.claim.claim_id]
 
 
+def test_what_would_not_fit_on_an_empty_machine_does_not_wait(arbiter: Arbiter) -> None:
+    assert kinds(run(arbiter, request(ANN, pieces=SLOTS + 1, wait_until_ns=LATER_NS)), Refuse)
+
+
 # --- displace --------------------------------------------------------------------------------------------------------
 
 

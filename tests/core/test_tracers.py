@@ -96,7 +96,9 @@ def test_residue_counts_and_the_next_tracer_of_that_thread_reuses_it(arbiter: Ar
         taken(arbiter, number)
     run(arbiter, SessionEnded(LATE_NS, ANN.session_id, "gone"))
     assert set(states(arbiter).values()) == {"residue"}
-    assert any(isinstance(effect, Refuse) for effect in run(arbiter, request(BOB)))
+    (refused, *_) = run(arbiter, request(BOB))
+    assert isinstance(refused, Refuse)
+    assert {holder.kind for holder in refused.error.holders} == {"residue"}
 
     # when a tracer comes, then it has one of these without being asked whether there is room
     effects = tracer(arbiter, BOB)

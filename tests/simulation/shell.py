@@ -18,6 +18,7 @@ from hwbpd.core import events as it
 from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.effects import Change, Effect
 from hwbpd.core.events import AnyEvent
+from hwbpd.core.lifecycle import State
 from hwbpd.core.model import Claim, Owner, Task, Totals
 from hwbpd.core.policy import Policy
 from hwbpd.hookspecs import ArmError
@@ -218,7 +219,8 @@ class Shell:
                     self.beliefs.pop(effect.claim_id, None)
             case do.Done(_, request_id, what, claim_id):
                 self._answered(request_id, WORDS[what])
-                if what == "released":  # and left behind
+                left = self.arbiter.books.claims.get(claim_id)
+                if what in {"released", "take_failed"} and left is not None and left.state is State.RESIDUE:
                     self._over(self._belief_of(claim_id).claim)
             case do.RearmDone(_, _, request_id):
                 self._answered(request_id, "rearm")
