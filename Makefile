@@ -11,7 +11,7 @@ ARGS =
 N = 100000
 SEED =
 # Small worlds: how many acts deep they are searched.
-DEPTH = 4
+DEPTH = 3
 # Hostile input: how many messages.
 MESSAGES = 200000
 # Foreign users of slots: how many random scenarios.

@@ -299,7 +299,10 @@ class Arbiter(GivingWay, Tracers, Floods, Hotplug):
         if record.state is not State.TAKEN:
             record.state = after(record.state, Step.TAKE)  # it was granted what the thread has already
         self._left_behind(event.now_ns, record, ending.sentence)
-        return [done(event.by, event.request_id, "released", event.claim_id)]
+        told: list[Effect] = []
+        if ending.how is End.FORCED:
+            told = [Ended(record.claim, ending.how, ending.sentence, totals_of(record))]
+        return [*told, done(event.by, event.request_id, "released", event.claim_id)]
 
     def _target_ended(self, event: TargetEnded) -> list[Effect]:
         effects: list[Effect] = []

@@ -160,7 +160,7 @@ def test_what_a_tracer_had_is_left_until_the_thread_ends(
     with pytest.raises(hwbp.NoFreeSlot) as refused:
         client.claim(event(target), tid=target.tid)
     assert slot.claim_id in {claim for holder in refused.value.holders for claim in holder.claim_ids}
-    assert f"as ptrace: 1 on tid {target.tid}" in str(refused.value)
+    assert f"as residue: 1 on tid {target.tid}" in str(refused.value)
     story = client.why(slot.claim_id)
     assert story.state == "residue"
     assert any("until it exits or runs another program" in line for line in story.lines)

@@ -1,5 +1,5 @@
 """
-``python -m tests.worlds --depth 4``: every history of a small world, so many acts deep.
+``python -m tests.worlds --depth 3``: every history of a small world, so many acts deep.
 
 The last line counts the states and the acts between them; the exit status is 0 if the search came to its end and no
 promise was broken.
@@ -22,7 +22,7 @@ CHUNK = 50  # histories handed to a process at once
 def main() -> int:
     """Run as the command line says; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.worlds", description="Every history of a small world.")
-    parser.add_argument("--depth", type=int, default=4, help="how many acts (default: %(default)s)")
+    parser.add_argument("--depth", type=int, default=3, help="how many acts (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one for each CPU")
     asked = parser.parse_args()
     with ProcessPoolExecutor(asked.processes) as pool:
