@@ -38,7 +38,7 @@ REPLIES: dict[str, dict[str, type]] = {
     "counts": COUNTS,
     "rearmed": {"claim": int},
     "fit": {"fits": bool, "pieces": list, "errno": str, "sentence": str, "holders": list},
-    "slots": {"pools": dict, "cpus": list, "resources": list, "more": bool},
+    "slots": {"pools": dict, "cpus": list, "resources": list, "more": bool, "waiting": list},
     "foreign": {"holders": list},
     "capabilities": {
         "machine": str,
@@ -61,6 +61,10 @@ NOTICES: dict[str, dict[str, type]] = {
     "guarded": {"claim": int, "sentence": str},
     "resumed": {"claim": int, "sentence": str, "cpu": int},
     "suspended": {"claim": int, "sentence": str, "cpu": int},
+    "contended": {"claim": int, "by": dict, "sentence": str},
+    "revoke": {"claim": int, "by": dict, "sentence": str, "deadline_ns": int},
+    "spared": {"claim": int, "sentence": str},
+    "foreign": {"claim": int, "sentence": str, "holders": list},
     "closing": {"sentence": str},
     "decision": {
         "what": str,

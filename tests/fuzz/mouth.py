@@ -102,7 +102,8 @@ class Mouth:
                 field = self._rng.choice(["uid", "Epoch", "__class__", "spare"])
                 request[field] = self._rng.choice([0, None, [], "root"])
             case "missing":
-                field = self._rng.choice([name for name in request if name in _REQUIRED])
+                optional = {"claim"} if request["op"] == "why" else set()
+                field = self._rng.choice([name for name in request if name in _REQUIRED and name not in optional])
                 del request[field]
             case _:
                 request[field] = self._rng.choice(_WRONG_VALUES[field])

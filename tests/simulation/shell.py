@@ -220,7 +220,7 @@ class Shell:
             case do.Done(_, request_id, what, claim_id):
                 self._answered(request_id, WORDS[what])
                 left = self.arbiter.books.claims.get(claim_id)
-                if what in {"released", "take_failed"} and left is not None and left.state is State.RESIDUE:
+                if claim_id in self.beliefs and left is not None and left.state is State.RESIDUE:
                     self._over(self._belief_of(claim_id).claim)
             case do.RearmDone(_, _, request_id):
                 self._answered(request_id, "rearm")
