@@ -30,6 +30,13 @@ USER_ADDRESS = 0x1000
 KERNEL_ADDRESS = 0xFFFF_8000_8000_0000  # in the kernel's half on x86 and Arm
 
 
+def readable(fd: int, wait_s: float) -> bool:
+    """Whether there is something to read before that; poll() also knows descriptors above 1023."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(wait_s * 1000))
+
+
 class Identity(NamedTuple):
     """What to become. Capabilities of None are all there are."""
 
@@ -78,7 +85,7 @@ class Peer:
     def _line(self) -> bytes:
         output = self._process.stdout
         assert output is not None
-        assert select.select([output], [], [], WAIT_S)[0], "the peer says nothing"
+        assert readable(output.fileno(), WAIT_S), "the peer says nothing"
         line = output.readline()
         assert line, "the peer has ended"
         return line

@@ -24,7 +24,7 @@ from hwbpd.core.errors import CpuOffline, NotPermitted, TargetGone
 from hwbpd.credentials import Credentials
 from hwbpd.warden import Question, Warden
 from hwbpd.warden_process import Answer, Request, Verdict
-from tests.peer import CAP_NET_RAW, CAP_PERFMON, WAIT_S, Identity, Peer
+from tests.peer import CAP_NET_RAW, CAP_PERFMON, WAIT_S, Identity, Peer, readable
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming other users takes root: run the tests as root")
@@ -344,7 +344,7 @@ def test_the_helper_ends_when_the_daemon_is_gone() -> None:
         daemon.kill()
 
         for fd in (pidfd, sparefd):
-            assert select.select([fd], [], [], WAIT_S)[0], "it lives on"
+            assert readable(fd, WAIT_S), "it lives on"
             os.close(fd)
 
 

@@ -153,7 +153,7 @@ def _look_at(pid: int, fds: list[int], kinds: _Kinds, seen: set[int]) -> Holder 
             except OSError as refusal:
                 if refusal.errno != errno.EBADF:  # it was closed meanwhile
                     unknown.add(fd)
-        if process is None or select.select([pidfd], [], [], 0)[0]:
+        if process is None or _is_readable(pidfd):
             return None  # it has exited; what was read may be about the next process with its number
     finally:
         os.close(pidfd)
@@ -249,3 +249,10 @@ def _ask(event: int, number: int) -> int:
             raise
         return refusal.errno or 0
     raise OSError(errno.EPROTO, "an event let itself be modified that is no breakpoint")
+
+
+def _is_readable(fd: int) -> bool:
+    """With poll(), because select() knows no descriptor above 1023."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
