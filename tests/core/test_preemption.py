@@ -424,6 +424,19 @@ def test_a_claim_that_has_not_come_back_to_a_cpu_is_in_nobodys_way_there() -> No
     assert full.find(Target(T0), one(), may=lambda claim_id: claim_id != 2) == (1, 3)
 
 
+def test_room_is_made_on_the_cpus_that_have_nothing_of_their_own_as_well() -> None:
+    # given a fullest CPU that one of two claims for all CPUs has not come back to, and CPU 0 with both and no others
+    full = machine(slots=3)
+    full.claim(EVERYWHERE)
+    full.claim(EVERYWHERE)
+    full.books.leave(1, 1)
+    full.claim(Target(cpus=(1,)))
+    full.claim(Target(cpus=(1,)))
+
+    # when two slots are lacking on CPU 1 and one on CPU 0, then one that gives way helps on both
+    assert full.find(Target(T0), one(), reserve=1) == (2, 4)
+
+
 # --- the search ------------------------------------------------------------------------------------------------------
 
 
