@@ -73,7 +73,7 @@ foreigners: setup-dev
 	@$(venv_python) -m tests.judges.foreigners --scenarios $(SCENARIOS) $(if $(SEED),--seed $(SEED))
 
 hotplug: setup-dev
-	@$(venv_python) -m pytest -m hotplug tests/hardware/test_hotplug.py tests/hardware/test_daemon_hotplug.py $(ARGS)
+	@$(venv_python) -m pytest -n0 -m hotplug tests/hardware/test_hotplug.py tests/hardware/test_daemon_hotplug.py $(ARGS)
 
 setup: .venv/installed
 	@:

@@ -425,7 +425,8 @@ class Lost(Notice, frozen=True, tag="lost"):
     The claim is over and its slot is free, because of ``reason``: the target's "exit" or "exec", an operator who
     released it ("forced"), somebody else who took its slot while it was armed again ("stolen").
 
-    With ``cpu``, only the slot on that CPU is lost ("offline"), and the claim goes on.
+    With ``cpu``, only the slot on that CPU is lost ("offline"), and the claim goes on. A claim that waited and was
+    refused then has the ``errno`` and ``holders`` of the refusal.
     """
 
     claim: int
@@ -437,6 +438,8 @@ class Lost(Notice, frozen=True, tag="lost"):
     dropped: int
     filtered: int = 0
     cpu: int | None = None
+    errno: str = ""
+    holders: list[Holder] = []
 
 
 class GrantedNotice(Notice, frozen=True, tag="granted"):

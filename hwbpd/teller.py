@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from hwbpd.core.arbiter import describe
 from hwbpd.core.effects import Change, Done, Effect, End, Ended, Grant, Queued, RearmDone, Refuse, Tell
+from hwbpd.core.errors import HwbpError
 from hwbpd.core.model import Claim, Plan
 from hwbpd.followers import Decisions
 from hwbpd.hits import Hits
@@ -150,7 +153,7 @@ class Teller:
         if effect.how in _UNASKED:
             owner = self._sessions.of(claim.owner.session_id)
             if owner is not None:
-                self._outbox.send(owner, self._lost(claim, str(effect.how), effect.sentence))
+                self._outbox.send(owner, self._lost(claim, str(effect.how), effect.sentence, refusal=effect.refusal))
         if effect.asked_by is not None:
             self._reply(effect.asked_by.session_id, Released(effect.request_id, claim.claim_id, *account))
         self._decide(
@@ -165,8 +168,13 @@ class Teller:
         )
         self._hits.forget(claim.claim_id)
 
-    def _lost(self, claim: Claim, reason: str, sentence: str, cpu: int | None = None) -> Lost:
-        return Lost(claim.claim_id, reason, sentence, *self._hits.account(claim.claim_id), cpu)
+    def _lost(
+        self, claim: Claim, reason: str, sentence: str, cpu: int | None = None, refusal: HwbpError | None = None
+    ) -> Lost:
+        told = Lost(claim.claim_id, reason, sentence, *self._hits.account(claim.claim_id), cpu)
+        if refusal is None:
+            return told
+        return replace(told, errno=refusal.errno_name, holders=list(refusal.holders))
 
     def _rearm_done(self, effect: RearmDone) -> None:
         self._reply(effect.to.session_id, RearmedReply(effect.request_id, effect.claim.claim_id))

@@ -413,7 +413,9 @@ class LaterAttribution(Attribution):
             answer(tuple(map(holder_of, found)))
 
     def close(self) -> None:
-        os.close(self._news)
+        if self._news >= 0:
+            os.close(self._news)
+            self._news = -1
 
 
 class FakeClient:
@@ -623,5 +625,6 @@ class Rig:
         assert not any(of for resource_id, of in self.machine.kernel.held.items() if resource_id >= 0)
         self.machine.close()
         self.network.close()
+        self.attribution.close()
         for client in self.clients:
             os.close(client.process)

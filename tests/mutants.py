@@ -135,7 +135,7 @@ class Judge:
             path.write_text(before)
 
     def tests_pass(self, which: Sequence[str]) -> bool:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *which]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *which]
         # No .pyc: two changes within a second look like one file. One seed: a mutant does not live or die by luck.
         environ = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HWBPD_HYPOTHESIS": "unshrunk"}
         with subprocess.Popen(

@@ -164,6 +164,7 @@ def test_a_peer_is_who_it_was_at_the_moment_of_connecting() -> None:
         "localhost",
         "127.0.0.1",
     ],
+    ids=["another process", "another group", "another user", "no address", "a name", "an address of a network"],
 )
 def test_a_connection_that_is_not_the_one_the_message_came_through_is_refused(
     listener: socket.socket, address: str

@@ -242,7 +242,8 @@ class Connection:
             case "closing":
                 self._end(Ended("closing", message["sentence"]))
             case "lost" if message.get("cpu") is None:
-                ended = Ended(message["reason"], message["sentence"])
+                errno, holders = message.get("errno", ""), holders_of(message)
+                ended = Ended(message["reason"], message["sentence"], errno, holders)
                 self.end_claim(message["claim"], ended, value_of(Counts, message))
             case _:
                 if inbox := self._inboxes.get(message.get("claim", _NOBODY)):

@@ -191,10 +191,15 @@ BY_ERRNO_NAME: Mapping[str, type[HwbpError]] = {
 
 
 def refusal_of(message: Mapping[str, Any]) -> HwbpError:
-    """Return the exception for an ``error`` reply; a name of a later daemon becomes a plain ``HwbpError``."""
+    """Return the exception for an ``error`` reply."""
     name = str(message.get("errno", "EIO"))
-    holders = holders_of(message)
-    refusal = BY_ERRNO_NAME.get(name, HwbpError)(str(message.get("sentence", name)), holders, message.get("claim", 0))
+    sentence = str(message.get("sentence", name))
+    return refusal_named(name, sentence, holders_of(message), message.get("claim", 0))
+
+
+def refusal_named(name: str, sentence: str, holders: tuple[Holder, ...], claim_id: int) -> HwbpError:
+    """Return the exception for an errno name; one of a later daemon becomes a plain ``HwbpError``."""
+    refusal = BY_ERRNO_NAME.get(name, HwbpError)(sentence, holders, claim_id)
     refusal.errno_name = name
     return refusal
 

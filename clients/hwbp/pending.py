@@ -25,6 +25,7 @@ from hwbp.errors import (
     Stale,
     TargetGone,
     WaitTimedOut,
+    refusal_named,
     refusal_of,
 )
 from hwbp.inbox import Inbox
@@ -148,7 +149,9 @@ class Pending:
         self._connection.end_claim(self.claim_id, Ended("released", "it was cancelled while it waited"))
 
     def _end_of_wait(self, ended: Ended) -> HwbpError:
-        return _CLASSES.get(ended.reason, HwbpError)(ended.sentence, claim_id=self.claim_id)
+        if ended.errno and ended.reason not in _CLASSES:
+            return refusal_named(ended.errno, ended.sentence, ended.holders, self.claim_id)
+        return _CLASSES.get(ended.reason, HwbpError)(ended.sentence, ended.holders, self.claim_id)
 
     def __enter__(self) -> Self:
         return self

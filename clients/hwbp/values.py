@@ -105,6 +105,8 @@ class Ended:
 
     reason: str
     sentence: str
+    errno: str = ""  # of a claim that waited: what it was refused with in the end
+    holders: tuple[Holder, ...] = ()  # and who was in the way then
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,7 @@ class Arbiter(GivingWay, Tracers, Floods, Hotplug):
         self._no_room_at: dict[int, int | None] = {}  # claim being attributed -> the CPU where the kernel refused
         self._rearming = {}
         self._together = {}
+        self._half_taken = {}
         self._robbed = {}
         self._steps: dict[type[AnyEvent], Callable[[Any], list[Effect]]] = {
             ClaimRequested: self._claim_requested,
@@ -200,7 +201,7 @@ class Arbiter(GivingWay, Tracers, Floods, Hotplug):
             record.story.tell(event.now_ns, f"its end: it could not be armed again: {refusal}")
             self.books.close_claim(record)
             how = End.EXIT if event.errno == errno.ESRCH else End.STOLEN
-            effects.append(Ended(claim, how, str(refusal), totals_of(record)))
+            effects.append(Ended(claim, how, str(refusal), totals_of(record), refusal=refusal))
         else:
             record.state = after(record.state, Step.ARM_FAILED)
             effects += self._refuse(event.now_ns, record, kernel_refusal(record, event))
@@ -236,7 +237,7 @@ class Arbiter(GivingWay, Tracers, Floods, Hotplug):
         contended = self._contended(now_ns, claim, refusal)
         if claim.claim_id in self._asked:
             return [Refuse(claim.owner, self._asked.pop(claim.claim_id), refusal, claim.claim_id), *contended]
-        return [Ended(claim, End.REFUSED, str(refusal), totals_of(record)), *contended]
+        return [Ended(claim, End.REFUSED, str(refusal), totals_of(record), refusal=refusal), *contended]
 
     # --- what is due -------------------------------------------------------------------------------------------------
 

@@ -65,6 +65,10 @@ class Desk:
 
     def _due(self, when_ns: int, claim_id: int) -> None:
         heapq.heappush(self._deadlines, (when_ns, claim_id))
+        if len(self._deadlines) > 64 + 4 * len(self.books.claims):
+            # Most are of claims that are over; who waits and gives up all day long must not fill the memory.
+            self._deadlines = [due for due in self._deadlines if due[1] in self.books.claims]
+            heapq.heapify(self._deadlines)
 
     def _claim_of(self, claim_id: int, by: Owner, operator: bool, verb: str) -> ClaimRecord:
         """Return a claim that ``by`` may do something to; raises what refuses it."""
@@ -118,6 +122,8 @@ class Desk:
             record = self.books.claims.get(claim_id)
             if record is None or record.claim.owner.session_id == wanting.owner.session_id:
                 continue
+            if claim_id in self._asked:
+                continue  # its owner has not heard yet that there is such a claim
             if record.contended_ns and now_ns - record.contended_ns < CONTENDED_EVERY_NS:
                 continue
             record.contended_ns = now_ns

@@ -216,7 +216,8 @@ class Ended(Struct, frozen=True):
     """
     A claim is over and its slots are free: answer whoever asked for it, and tell its owner if that was not the owner.
 
-    ``asked_by`` and ``request_id`` say who is waiting for a reply; nobody where nobody asked.
+    ``asked_by`` and ``request_id`` say who is waiting for a reply; nobody where nobody asked. ``refusal``: what a claim
+    was refused with after it had waited.
     """
 
     claim: Claim
@@ -225,6 +226,7 @@ class Ended(Struct, frozen=True):
     totals: Totals
     asked_by: Owner | None = None
     request_id: int = 0
+    refusal: HwbpError | None = None
 
 
 Effect = (

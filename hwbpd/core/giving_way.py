@@ -33,7 +33,7 @@ from hwbpd.core.events import Suspended, YieldRequested
 from hwbpd.core.guard import Guard
 from hwbpd.core.lifecycle import QUEUED, State, Step, after
 from hwbpd.core.model import ArmedBy, Claim, Kind, Target, Totals
-from hwbpd.core.placing import Placement, holder_of, place
+from hwbpd.core.placing import Placement, holder_of, may_have_room, place
 
 _FITS = {State.SUSPENDED: Step.RESUME}  # from all other states it is a first time
 
@@ -45,10 +45,13 @@ class GivingWay(Desk):
 
     def _try(self, now_ns: int, record: ClaimRecord) -> list[Effect]:
         """Give a claim what it wants if there is room, else decide what becomes of it."""
+        only_waits = record.state is State.SUSPENDED or record.state is State.WAITING
+        if only_waits and not may_have_room(self.books, record.claim, record.plan, self.policy):
+            return []
         placement = place(self.books, self.queue, record.claim, record.plan, self.policy)
         if placement.refusal is None:
             return self._begin(now_ns, record, placement)
-        if record.state is State.SUSPENDED or record.state is State.WAITING:
+        if only_waits:
             return []  # it goes on waiting
         if placement.victims:
             return self._displace(now_ns, record, placement)
@@ -150,7 +153,7 @@ class GivingWay(Desk):
             told: Effect = Refuse(claim.owner, self._asked.pop(claim.claim_id), refusal, claim.claim_id)
         else:
             how = End.TIMEOUT if isinstance(refusal, WaitTimedOut) else End.REFUSED
-            told = Ended(claim, how, str(refusal), Totals())
+            told = Ended(claim, how, str(refusal), Totals(), refusal=refusal)
         effects = [told, *spared, *self._contended(now_ns, claim, refusal)]
         return [*effects, *self._serve(now_ns, claim.target)] if was_queued else effects
 
@@ -162,13 +165,17 @@ class GivingWay(Desk):
         record.state = after(record.state, Step.LEAVE)
         record.story.tell(now_ns, f"its end: {ending.sentence}")
         self.books.close_claim(record)
-        effects: list[Effect] = []
+        told: list[Effect] = []
         if claim.claim_id in self._asked:
+            # To its owner it is a request that was refused, so there is no end to be told of.
             request_id = self._asked.pop(claim.claim_id)
-            effects.append(Refuse(claim.owner, request_id, HeldBack(ending.sentence), claim.claim_id))
-        totals = totals_of(record)
-        effects.append(Ended(claim, ending.how, ending.sentence, totals, ending.asked_by, ending.request_id))
-        return [*effects, *spared, *self._serve(now_ns, claim.target)]
+            told.append(Refuse(claim.owner, request_id, HeldBack(ending.sentence), claim.claim_id))
+            if ending.asked_by is not None:
+                told.append(done(ending.asked_by, ending.request_id, "released", claim.claim_id))
+        else:
+            totals = totals_of(record)
+            told.append(Ended(claim, ending.how, ending.sentence, totals, ending.asked_by, ending.request_id))
+        return [*told, *spared, *self._serve(now_ns, claim.target)]
 
     def _serve(self, now_ns: int, target: Target | None, refused_too: bool = True) -> list[Effect]:
         """
@@ -199,7 +206,10 @@ class GivingWay(Desk):
 
     def _wait_is_over(self, now_ns: int, record: ClaimRecord) -> list[Effect]:
         waited = (now_ns - record.claim.requested_ns) / 1e9
-        return self._give_up(now_ns, record, WaitTimedOut(f"no room came for {record.claim.target} in {waited:.3f} s"))
+        still = place(self.books, self.queue, record.claim, record.plan, self.policy).refusal
+        why, holders = (f": {still}", still.holders) if still is not None else ("", ())
+        sentence = f"no room came for {record.claim.target} in {waited:.3f} s{why}"
+        return self._give_up(now_ns, record, WaitTimedOut(sentence, holders))
 
     def _retry_later(self, now_ns: int, record: ClaimRecord) -> None:
         """The kernel had no room although the books have."""

@@ -17,7 +17,7 @@ from collections import Counter
 
 from msgspec import Struct
 
-from hwbpd.core.admission import check_reserve, fits, kept_free
+from hwbpd.core.admission import check_reserve, fits, full_places, kept_free
 from hwbpd.core.books import Books, ClaimRecord
 from hwbpd.core.errors import CpuOffline, HeldBack, Holder, HwbpError, NoFreeSlot
 from hwbpd.core.lifecycle import ARMED_BY_US
@@ -68,6 +68,21 @@ def place(books: Books, queue: Queue, claim: Claim, plan: Plan, policy: Policy) 
         found = victims(books, claim.target, needed, reserve, lambda other: _may_displace(claim, other), _is_ours)
         return Placement(refusal=refusal, victims=found or ())
     return Placement(tuple(shared), tuple(reused), tuple(rest))
+
+
+def may_have_room(books: Books, claim: Claim, plan: Plan, policy: Policy) -> bool:
+    """
+    Whether it is worth while to ``place`` a claim that waits already.
+
+    Many wait for what one gives back, and most of them in vain: this makes no sentence of it, nor looks who is in the
+    way.
+    """
+    rest = Counter(piece.pool for piece in _without_room(books, claim, plan)[2])
+    reserve = 0 if claim.kind is Kind.KGDB else policy.reserve_slots
+    return not any(
+        any(full_places(books.pools[pool], claim.target, pieces + kept_free(books.pools[pool], reserve)))
+        for pool, pieces in rest.items()
+    )
 
 
 def _without_room(books: Books, claim: Claim, plan: Plan) -> tuple[list[int], list[int], list[Piece]]:

@@ -7,7 +7,8 @@ Claims that their owner arms by ptrace.
    and it is looked who.
 3. The kernel keeps such a slot until the thread exits or runs another program, whatever its tracer does. So what is
    released then is *residue*: in the books, without an owner, for the next tracer of that thread to reuse.
-4. A tracer that dies between taking and taken may have taken it or not; the thread is looked at.
+4. A tracer that dies between taking and taken may have taken it or not; the thread is looked at. So it is where a
+   tracer fails to take one of several slots: it may have taken others.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from hwbpd.core.model import ArmedBy, Claim, Owner
 class Tracers(Desk):
     """See the file."""
 
+    _half_taken: dict[int, str]  # claims whose tracer failed at one of several slots, while it is looked
     _robbed: dict[int, Claim]  # claims over whose slot somebody outside has taken, while it is looked who
 
     def _tracers_claim(self, claim_id: int, by: Owner, state: State, verb: str) -> ClaimRecord:
@@ -65,7 +67,12 @@ class Tracers(Desk):
             self._left_behind(event.now_ns, record, f"its tracer could not take it: {name}")
             return [done(event.by, event.request_id, "take_failed", event.claim_id)]
         claim, pool = record.claim, record.plan.pieces[0].pool
-        effects = self._release(event.now_ns, record, Ending(End.TAKE_FAILED, f"its tracer could not take it: {name}"))
+        sentence = f"its tracer could not take it: {name}"
+        if len(record.resource_ids) > 1:  # it may have taken some, and the thread keeps those
+            self._half_taken[event.claim_id] = sentence
+            effects = self._look_whether_taken(event.now_ns, record, sentence)
+        else:
+            effects = self._release(event.now_ns, record, Ending(End.TAKE_FAILED, sentence))
         effects.append(done(event.by, event.request_id, "take_failed", event.claim_id))
         if event.errno == errno.ENOSPC:
             self._robbed[event.claim_id] = claim
@@ -88,18 +95,25 @@ class Tracers(Desk):
         if record.state is State.TAKEN:
             self._left_behind(now_ns, record, reason)
             return []
-        claim = record.claim
-        assert claim.target.task is not None
-        pool = record.plan.pieces[0].pool
-        record.story.tell(now_ns, f"{reason} while its tracer was about to take the slot: looking whether it has")
+        effects = self._look_whether_taken(now_ns, record, f"{reason} while its tracer was about to take the slot")
         self.books.leave_session(record)
+        return effects
+
+    def _look_whether_taken(self, now_ns: int, record: ClaimRecord, sentence: str) -> list[Effect]:
+        claim, pool = record.claim, record.plan.pieces[0].pool
+        assert claim.target.task is not None
+        record.story.tell(now_ns, f"{sentence}: looking whether the thread has a slot more")
         return [Probe(claim.claim_id, claim.target, pool, self.books.taken_of(claim.target.task, pool))]
 
     def _probed(self, event: Probed) -> list[Effect]:
         record = self.books.claims.get(event.claim_id)
         if record is None or record.state is not State.TAKING:
             return []
+        failure = self._half_taken.pop(event.claim_id, None)
         if event.has_slot:
-            self._left_behind(event.now_ns, record, "it was taken")
+            # Of several slots perhaps not all; the books must not show less than the kernel counts.
+            self._left_behind(event.now_ns, record, failure or "it was taken")
             return []
+        if failure is not None:
+            return self._release(event.now_ns, record, Ending(End.TAKE_FAILED, failure))
         return self._release(event.now_ns, record, Ending(End.SESSION, "its tracer has gone without taking it"))

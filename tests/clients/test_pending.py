@@ -130,6 +130,17 @@ def test_a_wait_in_vain_has_an_exception_of_its_own(daemon: FakeDaemon, client: 
     assert daemon.asked("release") == [], "it is over, so there is nothing to cancel"
 
 
+def test_the_end_of_a_wait_names_who_is_in_the_way(daemon: FakeDaemon, client: hwbp.Client) -> None:
+    in_the_way = {"pid": 900, "comm": "gdb", "uid": 0, "kind": "ptrace", "slots": 4, "place": "on tid 813"}
+    refused = gone(1, "refused") | {"sentence": "no slot", "errno": "ENOSPC", "holders": [in_the_way]}
+    daemon.answers["claim"] = always(queued(1), refused)
+
+    with pytest.raises(hwbp.NoFreeSlot) as caught:
+        client.claim(EVENT, tid=813, wait=5)
+
+    assert [holder.pid for holder in caught.value.holders] == [900]
+
+
 @pytest.mark.parametrize(
     ("reason", "refusal"),
     [("exit", hwbp.TargetGone), ("exec", hwbp.TargetGone), ("forced", hwbp.NoSuchClaim), ("refused", hwbp.HwbpError)],

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from hwbpd.core.arbiter import Arbiter
-from hwbpd.core.effects import Arm, Change, Effect, End, Ended, Grant, Queued, Refuse, Route, Suspend, Tell
+from hwbpd.core.effects import Arm, Change, Done, Effect, End, Ended, Grant, Queued, Refuse, Route, Suspend, Tell
 from hwbpd.core.errors import Holder
 from hwbpd.core.events import (
     ArmFailed,
@@ -300,3 +300,41 @@ def test_the_reserve_is_left_to_others_but_for_kgdb() -> None:
     assert isinstance(refused, Refuse)
     assert refused.error.errno_name == "EAGAIN"
     assert kinds(run(arbiter, request(BOB, kind=Kind.KGDB, privileged=True)), Grant)
+
+
+def test_nobody_is_told_of_a_claim_it_does_not_know_yet(arbiter: Arbiter) -> None:
+    # given a debugger that waits for somebody to give way, and has no answer yet
+    full(arbiter)
+    run(arbiter, request(BOB, kind=Kind.PTRACE, privileged=True))
+
+    # when another, behind it, wants the same room
+    effects = run(arbiter, request(ANN))
+
+    # then the first hears nothing of it: it does not know the claim by its number
+    assert kinds(effects, Refuse)
+    assert SLOTS + 1 not in told(effects, Change.CONTENDED)
+
+
+def test_a_claim_that_an_operator_ends_before_it_was_answered_is_a_request_refused(arbiter: Arbiter) -> None:
+    # given a debugger that waits for somebody to give way
+    full(arbiter)
+    run(arbiter, request(BOB, kind=Kind.PTRACE, privileged=True, request_id=70))
+
+    # when an operator ends it
+    effects = run(arbiter, release(SLOTS + 1, ANN, operator=True))
+
+    # then its owner has its one answer, and the operator has one
+    assert [(one.to, one.request_id) for one in effects if isinstance(one, Refuse)] == [(BOB, 70)]
+    assert [(one.to, one.what) for one in effects if isinstance(one, Done)] == [(ANN, "released")]
+    assert not kinds(effects, Ended)
+
+
+def test_waits_that_were_given_up_are_forgotten(arbiter: Arbiter) -> None:
+    full(arbiter)
+
+    for number in range(1000):
+        run(arbiter, request(BOB, wait_until_ns=LATER_NS + number))
+        run(arbiter, release(SLOTS + 1 + number, BOB))
+
+    assert arbiter.next_deadline_ns() is not None
+    assert len(arbiter._deadlines) < 200

@@ -182,3 +182,20 @@ def test_what_could_not_be_taken_again_is_still_the_threads(arbiter: Arbiter) ->
 
     assert effects == [Done(ANN, 73, "take_failed", 2)]
     assert states(arbiter) == {2: "residue"}
+
+
+@pytest.mark.parametrize("has_slot", [False, True])
+def test_who_fails_at_one_of_several_slots_may_have_left_others_behind(arbiter: Arbiter, has_slot: bool) -> None:
+    # given a tracer that is about to take two slots
+    tracer(arbiter, pieces=2)
+    take(arbiter)
+
+    # when it could not take them, then the thread is looked at before anything counts as free
+    effects = run(arbiter, TakeFailed(LATE_NS, ANN, 74, 1, errno.EINVAL))
+    assert [type(effect) for effect in effects] == [Probe, Done]
+    assert len(arbiter.books.resources) == 2
+
+    # and what the kernel keeps is not given to others
+    effects = run(arbiter, Probed(LATE_NS, 1, has_slot))
+    assert states(arbiter) == ({1: "residue"} if has_slot else {})
+    assert [effect.how for effect in effects if isinstance(effect, Ended)] == ([] if has_slot else [End.TAKE_FAILED])

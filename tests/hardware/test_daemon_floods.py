@@ -118,8 +118,8 @@ def test_at_full_speed_no_hit_is_unaccounted_for(fast_flood: Flood) -> None:
 
 def test_on_an_idle_host_nearly_all_of_a_flood_arrives(fast_flood: Flood) -> None:
     share = fast_flood.counts.delivered / fast_flood.counts.hits
-    if fast_flood.others_cpus > OTHERS_CPUS_MOST:
-        pytest.skip(f"others kept {fast_flood.others_cpus:.2f} CPUs busy; {share:.1%} of the hits arrived all the same")
+    if share < DELIVERED_LEAST and fast_flood.others_cpus > OTHERS_CPUS_MOST:
+        pytest.skip(f"others kept {fast_flood.others_cpus:.2f} CPUs busy, and only {share:.1%} of the hits arrived")
     assert share >= DELIVERED_LEAST, fast_flood
 
 

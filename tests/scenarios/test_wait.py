@@ -102,6 +102,10 @@ def test_a_wait_ends_at_its_deadline() -> None:
     over = told(bob).pop()
     assert (over["op"], over["claim"], over["reason"]) == ("lost", queued["claim"], "timeout")
 
+    # and it hears who is in the way still
+    assert over["errno"] == "ETIMEDOUT"
+    assert [holder["pid"] for holder in over["holders"]] == [ann.pid]
+
 
 def test_a_waiter_may_leave_the_queue_and_then_holds_up_nobody() -> None:
     # given a waiter that holds up another
