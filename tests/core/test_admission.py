@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 from hypothesis import given
 
-from hwbpd.core.admission import fits
+from hwbpd.core.admission import fits, full_places, refused_by_the_kernel
 from hwbpd.core.books import Books
 from hwbpd.core.errors import CpuOffline, NoFreeSlot
 from hwbpd.core.model import Claim, Delivery, Mode, Plan, Pool, Process, Resource, Target, Task
@@ -383,3 +383,48 @@ def test_of_many_tasks_in_the_way_a_refusal_names_some_and_counts_the_others() -
     named = len(refused.value.holders)
     assert 0 < named < 100
     assert f"and {1000 - named} more tasks" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("cpu_wide", "bound", "fullest"),
+    [((1, 2), (1, 1), 1), ((0, 2), (0, 3), 0), ((3, 0), (1, 1), 0), ((0, 0), (0, 2), 0)],
+)
+def test_a_kernel_that_refuses_somewhere_is_said_to_have_done_so_where_most_is_held(
+    cpu_wide: tuple[int, int], bound: tuple[int, int], fullest: int
+) -> None:
+    # given CPU-wide slots on both CPUs, and those of a task bound to one of them
+    held_in = books()
+    for cpu, count in enumerate(cpu_wide):
+        hold(held_in, Target(cpus=(cpu,)), count)
+    hold(held_in, Target(T0, (bound[0],)), bound[1])
+
+    # when the kernel refuses what would fit, and does not say where, then the fullest CPU is named
+    for target in (Target(), Target(T0)):
+        assert refused_cpu(refused_by_the_kernel(held_in, target, one(), None, ())) == fullest
+
+
+def test_no_place_is_called_full_where_there_is_room() -> None:
+    # given two claims for all CPUs of which one has not come back to CPU 0, and one more on CPU 2
+    held_in = books(possible=(0, 1, 2, 3), online=(0, 1, 2, 3))
+    hold(held_in, Target(), 2)
+    held_in.leave(1, 0)
+    hold(held_in, Target(cpus=(2,)), 1)
+
+    # when three slots more are too many for a thread on all CPUs but that one
+    full = list(full_places(held_in.pools[Pool.ANY], Target(T0), 3))
+
+    # then that one is not among them, and a place is there for the others
+    assert {cpu for cpu, _ in full} >= {2}
+    assert 0 not in {cpu for cpu, _ in full}
+
+
+def test_books_of_a_machine_that_got_everything_back_keep_nothing() -> None:
+    held_in = books()
+    everybody = (Target(T0), Target(process=T1.process), Target(), Target(T0, (1,)))
+    ids = [taken for target in everybody for taken in hold(held_in, target, 1)]
+
+    for resource_id in ids:
+        held_in.give_back(resource_id)
+
+    kept = {name: value for name, value in vars(held_in).items() if isinstance(value, dict) and name != "pools"}
+    assert not any(of for name, of in kept.items() if name not in ("claims", "ended", "sessions")), kept

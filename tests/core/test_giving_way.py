@@ -338,3 +338,34 @@ def test_waits_that_were_given_up_are_forgotten(arbiter: Arbiter) -> None:
 
     assert arbiter.next_deadline_ns() is not None
     assert len(arbiter._deadlines) < 200
+
+
+def test_only_its_owner_lets_a_claim_give_way_and_only_when_it_was_asked_to(arbiter: Arbiter) -> None:
+    held = full(arbiter)
+
+    # nobody was asked yet
+    (refusal,) = run(arbiter, YieldRequested(LATE_NS, ANN, 72, held[-1]))
+    assert isinstance(refusal, Refuse)
+    assert refusal.error.errno_name == "EINVAL"
+
+    # and then it is for its owner to answer
+    run(arbiter, request(BOB, kind=Kind.PTRACE, privileged=True))
+    (refusal,) = run(arbiter, YieldRequested(LATE_NS, BOB, 73, held[-1]))
+    assert isinstance(refusal, Refuse)
+    assert refusal.error.errno_name == "EPERM"
+    assert states(arbiter)[held[-1]] == "yielding"
+
+
+def test_when_a_wait_ends_in_vain_those_behind_it_are_served(arbiter: Arbiter) -> None:
+    # given one free slot, one who waits for two, and one behind it for whom there would be room
+    full(arbiter)
+    run(arbiter, request(BOB, pieces=2, wait_until_ns=LATER_NS))
+    run(arbiter, release(1, ANN))
+    run(arbiter, request(BOB, wait_until_ns=2 * LATER_NS))
+    assert states(arbiter)[SLOTS + 2] == "waiting"
+
+    # when the first has waited long enough
+    effects = run(arbiter, Tick(LATER_NS))
+
+    # then the other has the slot
+    assert told(effects, Change.GRANTED) == [SLOTS + 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
+from msgspec.structs import replace
 
 from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.effects import (
@@ -32,7 +33,8 @@ from hwbpd.core.events import (
     TakingRequested,
     TargetEnded,
 )
-from hwbpd.core.model import ArmedBy, Kind
+from hwbpd.core.model import ArmedBy, Kind, Plan, Pool
+from tests import strategies
 from tests.core.steps import ANN, BOB, LATE_NS, SLOTS, T0, new_arbiter, release, request, run, states
 
 
@@ -199,3 +201,19 @@ def test_who_fails_at_one_of_several_slots_may_have_left_others_behind(arbiter: 
     effects = run(arbiter, Probed(LATE_NS, 1, has_slot))
     assert states(arbiter) == ({1: "residue"} if has_slot else {})
     assert [effect.how for effect in effects if isinstance(effect, Ended)] == ([] if has_slot else [End.TAKE_FAILED])
+
+
+def test_residue_of_another_pool_is_not_reused() -> None:
+    # given a machine of two pools, where a tracer has left a breakpoint behind
+    arbiter = Arbiter({Pool.INST: 2, Pool.DATA: 2}, (0, 1), (0, 1))
+    asked = request(ANN, T0, kind=Kind.PTRACE, armed_by=ArmedBy.TRACER)
+    breakpoint_, watchpoint = strategies.piece(Pool.INST, 1), strategies.piece(Pool.DATA, 2)
+    run(arbiter, replace(asked, plan=Plan((breakpoint_,))))
+    taken(arbiter)
+    run(arbiter, release(1, ANN))
+    assert states(arbiter) == {1: "residue"}
+
+    # when the next wants a watchpoint, then it gets a slot of that pool, and the residue stays
+    run(arbiter, replace(asked, plan=Plan((watchpoint,))))
+    assert states(arbiter) == {1: "residue", 2: "armed"}
+    assert [one.piece.pool for one in arbiter.books.resources.values()] == [Pool.INST, Pool.DATA]
