@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
+from msgspec.structs import replace
 
 from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.effects import Arm, Change, Done, Effect, End, Ended, Grant, Queued, Refuse, Route, Suspend, Tell
@@ -369,3 +370,19 @@ def test_when_a_wait_ends_in_vain_those_behind_it_are_served(arbiter: Arbiter) -
 
     # then the other has the slot
     assert told(effects, Change.GRANTED) == [SLOTS + 2]
+
+
+@pytest.mark.parametrize(("priority", "said"), [(0, "(perf)"), (3, "(perf, priority 3)")])
+def test_who_is_held_up_is_told_of_what_rank_the_one_ahead_is(arbiter: Arbiter, priority: int, said: str) -> None:
+    # given one free slot, and one who waits for two
+    full(arbiter)
+    run(arbiter, replace(request(BOB, pieces=2, wait_until_ns=LATER_NS), priority=priority))
+    run(arbiter, release(1, ANN))
+
+    # when another wants the free one
+    effects = run(arbiter, request(BOB))
+
+    # then it hears who is ahead, and with which rank
+    (refusal,) = (one for one in effects if isinstance(one, Refuse))
+    assert refusal.error.errno_name == "EAGAIN"
+    assert said in str(refusal.error)
