@@ -15,7 +15,7 @@ import sys
 
 from benchmarks.harness import as_json, table
 
-PARTS = ("core", "arbitration", "roundtrip", "throughput", "claims", "hits", "crowd", "page")
+PARTS = ("core", "arbitration", "roundtrip", "throughput", "claims", "hits", "crowd", "page", "worlds")
 
 
 def main() -> int:

@@ -30,7 +30,11 @@ def arguments() -> argparse.ArgumentParser:
         help="linux: this host's registers; sim: a simulated machine, see docs/simulator.md; auto: the first real "
         "machine, never the simulated one (default)",
     )
-    parser.add_argument("--cpus", type=int, metavar="N", help="how many the simulated machine has (default: 4)")
+    simulated = parser.add_mutually_exclusive_group()
+    simulated.add_argument("--cpus", type=int, metavar="N", help="how many the simulated machine has (default: 4)")
+    simulated.add_argument(
+        "--profile", metavar="NAMExN+...", help="which CPUs it has, as cortex-a15x2+cortex-a7x3 (default: x86)"
+    )
     parser.add_argument(
         "--journal", metavar="FILE", help="write every event there, for `hwbpctl replay` (default: none)"
     )
@@ -45,10 +49,12 @@ def main() -> int:
     config = asked.pop("config") or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
     try:
         chosen = settings.load(config)
-        cpus = asked.pop("cpus")
+        cpus, profile = asked.pop("cpus"), asked.pop("profile")
         chosen = msgspec.structs.replace(chosen, **{name: value for name, value in asked.items() if value is not None})
         if cpus is not None:
             chosen = settings.with_cpus(chosen, cpus)
+        if profile is not None:
+            chosen = settings.with_profile(chosen, profile)
     except settings.BadSettings as why:
         print(f"hwbpd: {why}", file=sys.stderr)
         return 2

@@ -23,7 +23,8 @@ import zmq
 
 from hwbpd.attribution import Attribution
 from hwbpd.clock import MonotonicClock
-from hwbpd.core.errors import NotSupported
+from hwbpd.core.errors import BadClaim, NotSupported
+from hwbpd.hookspecs import Backend, CpuFacts, Machine
 from hwbpd.journal import Begin, Journal
 from hwbpd.metered import MeteredServer
 from hwbpd.networks import listening
@@ -66,6 +67,7 @@ def run(settings: Settings, plugins: Plugins | None = None) -> None:
         machine = plugins.machine(settings.machine, _machine_options(settings, plugins))
         stack.callback(machine.close)
         backend = plugins.backend(machine.facts)
+        backend_on = _backend_on(machine, plugins)
         permission = stack.enter_context(_permission(plugins.is_real(settings.machine)))
         topology = machine.topology()
         clock = MonotonicClock()
@@ -83,6 +85,7 @@ def run(settings: Settings, plugins: Plugins | None = None) -> None:
             tuple(topology.online),
             settings.policy.for_core(),
             rearm_after_ns=int(settings.guard.rearm_after_s * 1e9),
+            slots_on={cpu: dict(of_cpu.slots()) for cpu, of_cpu in backend_on.items()},
         )
         arbiter = begin.arbiter()
         journal = None
@@ -94,6 +97,7 @@ def run(settings: Settings, plugins: Plugins | None = None) -> None:
             arbiter=arbiter,
             machine=machine,
             backend=backend,
+            backend_on=backend_on,
             sessions=Sessions(),
             rights=Rights(permission, machine),
             attribution=Attribution(machine, clock),
@@ -108,6 +112,7 @@ def run(settings: Settings, plugins: Plugins | None = None) -> None:
             clock=clock,
             epoch=epoch,
             journal=journal,
+            profiles=lambda name: _profile(name, plugins),
         )
         if isinstance(server, MeteredServer):
             stack.enter_context(_metrics_of(server, settings))
@@ -117,9 +122,27 @@ def run(settings: Settings, plugins: Plugins | None = None) -> None:
         log.info("stopped", socket=str(path))
 
 
+def _backend_on(machine: Machine, plugins: Plugins) -> dict[int, Backend]:
+    """The backends of those CPUs that have other slots than all have in common; one for all that are alike."""
+    common = plugins.backend(machine.facts).slots()
+    of_facts: dict[CpuFacts, Backend] = {}
+    for cpu in machine.topology().possible:
+        facts = machine.cpu_facts(cpu)
+        if facts not in of_facts:
+            of_facts[facts] = plugins.backend(facts)
+    cpus = ((cpu, of_facts[machine.cpu_facts(cpu)]) for cpu in machine.topology().possible)
+    return {cpu: backend for cpu, backend in cpus if backend.slots() != common}
+
+
 def _machine_options(settings: Settings, plugins: Plugins) -> dict[str, object]:
-    """What a machine is made from. A real one is what it is; a simulated one gets its slots from a backend."""
-    return {**msgspec.structs.asdict(settings.sim), "backend": plugins.backend}
+    """What a machine is made from. A real one is what it is; a simulated one gets its CPUs from the backends."""
+    return {**msgspec.structs.asdict(settings.sim), "backend": plugins.backend, "profiles": plugins.profiles}
+
+
+def _profile(name: str, plugins: Plugins) -> Backend:
+    if name not in plugins.profiles:
+        raise BadClaim(f"there is no cpu {name!r}; there are {', '.join(sorted(plugins.profiles))}")
+    return plugins.backend(plugins.profiles[name])
 
 
 def _page(socket: Path, epoch: int) -> StatusPage:

@@ -6,15 +6,22 @@ process, before anything is counted.
 from __future__ import annotations
 
 import mmap
+from errno import errorcode
 
 import msgspec
 from msgspec import Struct
 
 from hwbpd.core.errors import BadClaim, LimitReached, NotPermitted
-from hwbpd.core.model import Access, ArmedBy, Delivery, Mode, Plan, Span, Target
+from hwbpd.core.model import Access, ArmedBy, Delivery, Kind, Mode, Plan, Span, Target
 from hwbpd.hookspecs import Backend, Machine
 from hwbpd.messages import ClaimRequest, Wish
+from hwbpd.refusals import Asked
 from hwbpd.settings import Rings, Settings
+
+
+def over_reported(span: Span, plan: Plan) -> int:
+    """How many bytes beside the span a plan reports accesses to."""
+    return max(0, sum(piece.span.length_bytes for piece in plan.pieces) - span.length_bytes)
 
 
 class Fitted(Struct, frozen=True):
@@ -28,10 +35,19 @@ class Fitted(Struct, frozen=True):
     guard_per_s: int
 
 
-def fit(wish: Wish, *, privileged: bool, machine: Machine, backend: Backend, settings: Settings) -> Fitted:
+def fit(
+    wish: Wish,
+    *,
+    privileged: bool,
+    machine: Machine,
+    backend: Backend,
+    settings: Settings,
+    vcpu: Target | None = None,
+) -> Fitted:
     """
     Return what a wish comes down to.
 
+    :param vcpu: of a wish for a vCPU, which that is; ``backend`` is then its own.
     :param privileged: whether the peer may know where the kernel runs, and may go without a guard.
     :raises HwbpError: for what no slot can express, a thread or process that does not exist, or a bound that is passed.
     """
@@ -39,11 +55,19 @@ def fit(wish: Wish, *, privileged: bool, machine: Machine, backend: Backend, set
         raise NotPermitted(f"priority {wish.priority} is for root only; others may ask for 0 or less")
     if wish.armed_by is ArmedBy.TRACER:
         wish = _of_a_tracer(wish)
+    if vcpu is not None:
+        _check_for_a_vcpu(wish)
     span = Span(wish.address, wish.length)
     access = Access.from_letters(wish.access)
     guard_per_s = _guard(wish, privileged, settings)
     mode = _mode(wish, privileged, guard_per_s, settings)
-    return Fitted(span, access, mode, _target(wish, machine), backend.fit(span, access, mode), guard_per_s)
+    if vcpu is not None:
+        mode = msgspec.structs.replace(mode, ring_bytes=0)  # its VMM tells of each hit
+    target = _target(wish, machine) if vcpu is None else vcpu
+    plan = backend.fit(span, access, mode)
+    if vcpu is None:
+        _check_for_target(plan, Asked(span, access, mode), target, backend)
+    return Fitted(span, access, mode, target, plan, guard_per_s)
 
 
 def wait_until_ns(request: ClaimRequest, now_ns: int, wait_max_s: float) -> int:
@@ -73,6 +97,44 @@ def _of_a_tracer(wish: Wish) -> Wish:
     if wish.across_exec:
         raise BadClaim("the kernel takes what a tracer has armed from a thread at exec; leave across_exec out")
     return msgspec.structs.replace(wish, delivery=Delivery.HOLD)
+
+
+def _check_for_a_vcpu(wish: Wish) -> None:
+    """
+    Return if a vCPU's registers, loaded by its VMM, can do that.
+
+    :raises BadClaim: for what they cannot.
+    """
+    if wish.tid or wish.pid or wish.only_pid or wish.cpus is not None:
+        raise BadClaim("vcpu is a world of its own: it does not go with tid, pid, only_pid or cpus")
+    if wish.armed_by is ArmedBy.TRACER:
+        raise BadClaim("a vcpu is armed by its VMM, as the daemon tells it; leave armed_by out")
+    if wish.user_chain or wish.kernel_chain or wish.ring_bytes or wish.across_exec:
+        raise BadClaim("a VMM tells of each hit by itself: without chains, ring_bytes or across_exec")
+    if not (wish.user and wish.kernel):
+        raise BadClaim("a vcpu's slots see every level of the guest; leave user and kernel as they are")
+
+
+def _check_for_target(plan: Plan, asked: Asked, target: Target, backend: Backend) -> None:
+    """
+    Return if the kernel takes such pieces of a thread or process, or for a CPU, whichever the target is.
+
+    A slot can hold them, or they would not have been fitted; but some kernels have threads step past a hit, and others
+    keep threads away from the kernel's addresses.
+
+    :raises BadClaim: where it does not.
+    """
+    handling = backend.handling()
+    if handling is None:
+        return  # nobody has written down what it takes: it answers for itself
+    of_task = not target.is_cpu_wide
+    names = {True: "of a thread or process", False: "cpu-wide"}
+    for piece in plan.pieces:
+        if errno := handling.refusal(piece, kernel=asked.mode.kernel, of_task=of_task):
+            rule = f"Linux does not take it {names[of_task]} on these CPUs ({errorcode.get(errno, str(errno))})"
+            if not handling.refusal(piece, kernel=asked.mode.kernel, of_task=not of_task):
+                rule += f"; {names[not of_task]} it does"
+            raise BadClaim(f"{asked}: {rule}")
 
 
 def _target(wish: Wish, machine: Machine) -> Target:
@@ -111,7 +173,18 @@ def _mode(wish: Wish, privileged: bool, guard_per_s: int, settings: Settings) ->
         hide_kernel=wish.kernel and not privileged,
         fuse_hits=0 if wish.delivery is Delivery.HOLD else guard_per_s,
         only_pid=wish.only_pid,
+        over_report=wish.over_report or _compares_values(wish),
     )
+
+
+def _compares_values(wish: Wish) -> bool:
+    """
+    Whether the owner itself tells hits of bytes beside its span from those it asked about.
+
+    A debugger that stops its thread at each hit of a watchpoint on writes compares the bytes with what they were. Of a
+    read there is nothing to compare.
+    """
+    return wish.armed_by is ArmedBy.TRACER and wish.kind is Kind.PTRACE and wish.access == "w"
 
 
 def _guard(wish: Wish, privileged: bool, settings: Settings) -> int:

@@ -5,7 +5,8 @@ Two hooks discover factories; each is called once, at start. What a factory retu
 and the daemon talks to it directly: no hook is called while claims are served.
 
 A plugin module implements the hooks with ``hookimpl`` and is named in the entry-point group ``hwbpd``. It may import
-this module, ``hwbpd.core.model`` and ``hwbpd.core.errors``; nothing else of the daemon, and no other plugin.
+this module, ``hwbpd.core.model`` and ``hwbpd.core.errors``, and for register models ``hwbpd.debug_unit``,
+``hwbpd.fields``, ``hwbpd.cover`` and ``hwbpd.refusals``; nothing else of the daemon, and no other plugin.
 ``tests/plugins/test_contract.py`` is what every backend and every machine must pass.
 """
 
@@ -19,16 +20,26 @@ import pluggy
 from msgspec import Struct
 
 from hwbpd.core.model import Access, Mode, Piece, Plan, Pool, Process, Span, Target, Task, Totals
+from hwbpd.debug_unit import DebugUnit, Handling
 
 hookspec = pluggy.HookspecMarker("hwbpd")
 hookimpl = pluggy.HookimplMarker("hwbpd")
 
 
 class CpuFacts(Struct, frozen=True):
-    """What a machine tells a backend about the CPUs it has to serve."""
+    """
+    What a machine tells a backend about the CPUs it has to serve.
 
-    architecture: str  # as uname -m says: "x86_64", "aarch64"
+    Where the counts of registers differ from one CPU to another of the same kind (Arm), ``breakpoints``,
+    ``watchpoints`` and ``debug_version`` say what these have; None where nobody could ask, and the backend takes the
+    least there is.
+    """
+
+    architecture: str  # as uname -m says: "x86_64", "aarch64", "armv7l"
     features: frozenset[str] = frozenset()  # as /proc/cpuinfo names them: "bpext", "la57"
+    breakpoints: int | None = None  # BRPs there are, a reserved one included
+    watchpoints: int | None = None  # WRPs there are
+    debug_version: int | None = None  # as DBGDIDR.Version and ID_AA64DFR0_EL1.DebugVer number the architectures
 
 
 @runtime_checkable
@@ -43,11 +54,25 @@ class Backend(Protocol):
 
     def fit(self, span: Span, access: Access, mode: Mode) -> Plan:
         """
-        Return the pieces that cover ``span``.
+        Return the fewest pieces that cover ``span``, in ascending order, and hold nothing beside it.
+
+        With ``mode.over_report`` they may hold bytes beside it, where that saves slots.
 
         :raises BadClaim: when no slot can express it; the sentence names the register and the rule that is broken,
             and the nearest request that would work.
         :raises NotSupported: when other CPUs of this architecture could, and these cannot.
+        """
+        ...
+
+    def debug_unit(self) -> DebugUnit | None:
+        """The registers of one CPU and what they do, for a simulated machine; None where nobody has modelled them."""
+        ...
+
+    def handling(self) -> Handling | None:
+        """
+        What Linux does with them; None where there is no model of the registers.
+
+        For a simulated machine; and every claim is asked ``refusal`` before it is counted, on real ones, too.
         """
         ...
 
@@ -135,7 +160,11 @@ class Machine(Protocol):
     """
 
     name: str
-    facts: CpuFacts
+    facts: CpuFacts  # what all its CPUs have: of what differs, the least
+
+    def cpu_facts(self, cpu: int) -> CpuFacts:
+        """What one possible CPU has, which may be more than ``facts``."""
+        ...
 
     def notes(self) -> Sequence[str]:
         """What people should know about this machine, for ``hwbpctl caps``; often nothing."""
@@ -276,11 +305,16 @@ class Machine(Protocol):
 
 
 class BackendFactory(Struct, frozen=True):
-    """A backend that can be had: for which architectures, and how to make it."""
+    """
+    A backend that can be had: for which architectures, and how to make it.
+
+    ``profiles`` are CPUs that people know by name ("cortex-a15"), for a simulated machine made of them.
+    """
 
     name: str
     architectures: frozenset[str]
     make: Callable[[CpuFacts], Backend]
+    profiles: Mapping[str, CpuFacts] = {}
 
 
 class MachineFactory(Struct, frozen=True):
@@ -289,6 +323,9 @@ class MachineFactory(Struct, frozen=True):
 
     ``make`` gets the daemon's machine settings as plain values and raises ``NotSupported``, with the remedy, where
     this host cannot be that machine. ``real`` machines have registers; ``--machine auto`` takes only those.
+
+    For machines that are made of CPUs with a name, the options have ``backend``, which returns the backend for
+    ``CpuFacts`` or raises ``NotSupported``, and ``profiles``, the ``CpuFacts`` of every name that any plugin knows.
     """
 
     name: str

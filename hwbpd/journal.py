@@ -64,12 +64,13 @@ class Begin(Struct, frozen=True, tag="begin"):
     online: tuple[int, ...]
     policy: Policy
     rearm_after_ns: int
+    slots_on: dict[int, dict[Pool, int]] = {}  # of CPUs that have other numbers of slots
     version: str = importlib.metadata.version("hwbpd")  # another version may decide otherwise
     format: int = FORMAT
 
     def arbiter(self) -> Arbiter:
         """Return a core as it was then: with nothing in its books."""
-        return Arbiter(self.slots, self.possible, self.online, self.rearm_after_ns, self.policy)
+        return Arbiter(self.slots, self.possible, self.online, self.rearm_after_ns, self.policy, self.slots_on)
 
 
 class Happened(Struct, frozen=True, tag="event", array_like=True):

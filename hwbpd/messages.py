@@ -21,7 +21,7 @@ U64_MAX = 2**64 - 1
 TID_MAX = 2**22  # PID_MAX_LIMIT of 64-bit Linux
 CPU_MAX = 8191  # the largest NR_CPUS a Linux configuration allows, less one
 PRIORITY_MAX = 100
-LENGTH_MAX = 2**31  # bytes; the largest range any architecture's mask can watch
+LENGTH_MAX = 2**32  # bytes; the largest range any architecture's mask can watch (AMD's)
 
 Id = Annotated[int, Meta(ge=0, le=2**62)]
 U64 = Annotated[int, Meta(ge=0)]  # the upper end is the encoding's own
@@ -64,6 +64,7 @@ class Wish(SessionRequest, frozen=True):
     access: Letters
     tid: Tid = 0  # 0: no thread
     pid: Tid = 0  # 0: no process
+    vcpu: Id = 0  # 0: no vCPU
     only_pid: Tid = 0  # of a CPU-wide claim: deliver the hits of that process only
     cpus: Annotated[list[Cpu], Meta(max_length=CPU_MAX + 1)] | None = None  # None: all, or wherever the task runs
     user: bool = True
@@ -79,6 +80,7 @@ class Wish(SessionRequest, frozen=True):
     priority: Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0  # among claims of its kind
     armed_by: ArmedBy = ArmedBy.DAEMON
     placeholder: bool = True  # of a tracer's claim: hold the slot until it says that it takes it
+    over_report: bool = False  # hits of bytes beside the span are welcome, where that saves slots
 
 
 class ClaimRequest(Wish, frozen=True, tag="claim"):
@@ -89,6 +91,17 @@ class ClaimRequest(Wish, frozen=True, tag="claim"):
 
 class Fit(Wish, frozen=True, tag="fit"):
     """Would it fit now? Nothing is counted and nothing armed."""
+
+
+class PlanRequest(SessionRequest, frozen=True, tag="plan"):
+    """Which slots would that take, whoever has them now?"""
+
+    address: U64
+    length: Annotated[int, Meta(ge=1, le=LENGTH_MAX)]
+    access: Letters
+    user: bool = True
+    kernel: bool = True
+    over_report: bool = False
 
 
 class Rearm(SessionRequest, frozen=True, tag="rearm"):
@@ -161,6 +174,60 @@ class Enabled(SessionRequest, frozen=True, tag="enabled"):
     tid: Tid = 0
 
 
+class VmRequest(SessionRequest, frozen=True, tag="vm"):
+    """A VMM says that it has a virtual machine; it lasts as long as the session."""
+
+    label: Name = ""
+
+
+class VcpuRequest(SessionRequest, frozen=True, tag="vcpu"):
+    """It has a vCPU, which that thread of the peer's process runs."""
+
+    vm: Id
+    number: Annotated[int, Meta(ge=0, le=65535)]
+    tid: Annotated[int, Meta(ge=1, le=TID_MAX)]
+    strategy: Name = ""  # how its registers are switched, for people
+    profile: Name = ""  # which CPU it is, by name; empty: one like this machine's
+
+
+class VcpuLoaded(SessionRequest, frozen=True, tag="vcpu_loaded"):
+    """The VMM has loaded what ``registers`` said, or, with ``errno``, could not."""
+
+    vcpu: Id
+    version: Id
+    errno: Annotated[int, Meta(ge=0, le=4095)] = 0
+
+
+class VcpuHit(SessionRequest, frozen=True, tag="vcpu_hit"):
+    """These resources were hit, by the instruction that the guest's instruction pointer tells."""
+
+    vcpu: Id
+    resources: Annotated[list[Id], Meta(max_length=32)]
+    ip: U64
+    kernel: bool = True  # the guest's
+
+
+class VcpuReport(SessionRequest, frozen=True, tag="vcpu_report"):
+    """What the VMM has counted since the vCPU was registered."""
+
+    vcpu: Id
+    entries: U64
+    switches: U64 = 0
+    traps: U64 = 0
+    owner: Literal["", "host", "guest", "vmm"] = ""  # whose registers are in force while the guest runs
+
+
+class Vms(SessionRequest, frozen=True, tag="vms"):
+    """Which virtual machines are there?"""
+
+
+class HostContents(SessionRequest, frozen=True, tag="host_contents"):
+    """What do the host's registers hold on a CPU, by the books, while that thread runs there?"""
+
+    cpu: Cpu
+    tid: Tid = 0
+
+
 class Follow(SessionRequest, frozen=True, tag="follow"):
     """From now on tell this session what is decided: about everybody for root, else about its own uid."""
 
@@ -173,6 +240,7 @@ AnyRequest = (
     Hello
     | ClaimRequest
     | Fit
+    | PlanRequest
     | Release
     | Rearm
     | Yield
@@ -186,6 +254,13 @@ AnyRequest = (
     | Why
     | Thread
     | Enabled
+    | VmRequest
+    | VcpuRequest
+    | VcpuLoaded
+    | VcpuHit
+    | VcpuReport
+    | Vms
+    | HostContents
     | Follow
     | Goodbye
 )
@@ -259,6 +334,16 @@ class FitReply(Reply, frozen=True, tag="fit"):
     errno: str = ""
     sentence: str = ""
     holders: list[Holder] = []
+    over_reported: int = 0
+
+
+class PlanReply(Reply, frozen=True, tag="plan"):
+    """``slots``: how many of each pool it takes; ``pools``: how many every CPU has."""
+
+    pieces: list[PieceRow]
+    slots: dict[str, int]
+    pools: dict[str, int]
+    over_reported: int = 0  # bytes beside the span whose accesses are reported, too
 
 
 class RearmedReply(Reply, frozen=True, tag="rearmed"):
@@ -289,13 +374,14 @@ class CountsReply(Reply, frozen=True, tag="counts"):
     filtered: int = 0
 
 
-class CpuRow(Struct, frozen=True):
+class CpuRow(Struct, frozen=True, omit_defaults=True):
     """Slots used on a CPU: by CPU-wide claims, and by the most demanding task that may run there, per pool."""
 
     cpu: int
     online: bool
     cpu_wide: dict[str, int]
     busiest_task: dict[str, int]
+    slots: dict[str, int] = {}  # that it has, where that is not what every CPU has
 
 
 class ClaimRow(Struct, frozen=True, omit_defaults=True):
@@ -325,6 +411,7 @@ class ResourceRow(Struct, frozen=True, omit_defaults=True):
     cpus: list[int] | None
     claims: list[ClaimRow]
     pid: int = 0
+    vcpu: int = 0
 
 
 class WaitingRow(Struct, frozen=True, omit_defaults=True):
@@ -356,7 +443,16 @@ class SlotsReply(Reply, frozen=True, tag="slots"):
     waiting: list[WaitingRow] = []  # with the first page
 
 
+class PoolsRow(Struct, frozen=True):
+    """CPUs that have the same number of slots."""
+
+    cpus: list[int]
+    pools: dict[str, int]
+
+
 class CapabilitiesReply(Reply, frozen=True, tag="capabilities"):
+    """``pools``: what every CPU has; ``pools_on``: what each has, where they differ."""
+
     machine: str
     backend: str
     architecture: str
@@ -365,6 +461,7 @@ class CapabilitiesReply(Reply, frozen=True, tag="capabilities"):
     cpus_online: list[int]
     registers: Mapping[str, object]
     limits: dict[str, int]
+    pools_on: list[PoolsRow] = []
 
 
 class WhyReply(Reply, frozen=True, tag="why"):
@@ -384,6 +481,80 @@ class EnabledReply(Reply, frozen=True, tag="enabled"):
     enabled: bool
     armed: int
     held: int
+
+
+class VmReply(Reply, frozen=True, tag="vm"):
+    """``kgdb``: how many claims of kgdb have registers of the host now, as in the notice."""
+
+    vm: int
+    kgdb: int = 0
+
+
+class VcpuReply(Reply, frozen=True, tag="vcpu"):
+    vcpu: int
+    pools: dict[str, int]
+
+
+class VcpuLoadedReply(Reply, frozen=True, tag="vcpu_loaded"):
+    vcpu: int
+
+
+class VcpuHitReply(Reply, frozen=True, tag="vcpu_hit"):
+    """``counted``: how many of the resources still are what was hit."""
+
+    vcpu: int
+    counted: int
+
+
+class VcpuReportReply(Reply, frozen=True, tag="vcpu_report"):
+    vcpu: int
+
+
+class VcpuRow(Struct, frozen=True, omit_defaults=True):
+    """``loaded``: whether the VMM has said that it has loaded all there is; the last four are its own counts."""
+
+    vcpu: int
+    number: int
+    tid: int
+    strategy: str
+    pools: dict[str, int]
+    held: dict[str, int]
+    loaded: bool
+    owner: str = ""
+    entries: int = 0
+    switches: int = 0
+    traps: int = 0
+
+
+class VmRow(Struct, frozen=True):
+    vm: int
+    label: str
+    pid: int
+    comm: str
+    uid: int
+    vcpus: list[VcpuRow]
+
+
+class VmsReply(Reply, frozen=True, tag="vms"):
+    vms: list[VmRow]
+
+
+class SlotRow(Struct, frozen=True):
+    """What one slot holds; ``number`` counts from 0 in each pool."""
+
+    resource: int
+    pool: str
+    number: int
+    address: int
+    length: int
+    access: str
+
+
+class HostContentsReply(Reply, frozen=True, tag="host_contents"):
+    """``registers``: those that differ from what they hold after a reset; empty where nobody has modelled them."""
+
+    slots: list[SlotRow]
+    registers: dict[str, int]
 
 
 class FollowingReply(Reply, frozen=True, tag="following"):
@@ -530,6 +701,29 @@ class Decision(Notice, frozen=True, tag="decision"):
     sentence: str = ""
     cpu: int | None = None
     missed: int = 0
+
+
+class Registers(Notice, frozen=True, tag="registers"):
+    """What a vCPU is to hold from its next entry on, in place of whatever it held; answered by ``vcpu_loaded``."""
+
+    vcpu: int
+    version: int
+    slots: list[SlotRow]
+    registers: dict[str, int]
+
+
+class LoadedNotice(Notice, frozen=True, tag="loaded"):
+    """A claim on a vCPU is in force there from its next entry on."""
+
+    claim: int
+    sentence: str
+
+
+class KgdbNotice(Notice, frozen=True, tag="kgdb"):
+    """For sessions with a virtual machine: how many claims of kgdb have registers of the host from now on."""
+
+    claims: int
+    sentence: str
 
 
 class Closing(Notice, frozen=True, tag="closing"):

@@ -97,7 +97,8 @@ class Reading(Struct, frozen=True):
 
     at_s: float  # since 1970
     about: About
-    slots: Mapping[Pool, int]  # that each CPU has
+    slots: Mapping[Pool, int]  # that every CPU has
+    slots_on: Mapping[tuple[int, Pool], int]  # by online CPU
     held: Mapping[tuple[int, Pool], int]  # by online CPU: CPU-wide ones, and those of the busiest task
     foreign: Mapping[tuple[int, Pool], Look]  # by CPU
     foreign_of_task: Mapping[Pool, Look]
@@ -221,7 +222,8 @@ class Meter:
         return Reading(
             at_s=self._now_s(),
             about=self._about,
-            slots={pool: counts.slots for pool, counts in pools.items()},
+            slots={pool: counts.least for pool, counts in pools.items()},
+            slots_on={(cpu, pool): counts.slots_on(cpu) for pool, counts in pools.items() for cpu in online},
             held={
                 (cpu, pool): counts.held_cpu_wide(cpu) + counts.held_by_busiest(cpu)
                 for pool, counts in pools.items()

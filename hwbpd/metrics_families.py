@@ -39,7 +39,7 @@ class Families(Collector):
     def _slots(self) -> Iterator[Metric]:
         reading = self._reading
         yield gauge(
-            "hwbpd_slots", "Slots that each CPU has.", ["pool"], (([pool], n) for pool, n in reading.slots.items())
+            "hwbpd_slots", "Slots that every CPU has.", ["pool"], (([pool], n) for pool, n in reading.slots.items())
         )
         yield gauge(
             "hwbpd_slots_held",
@@ -51,7 +51,7 @@ class Families(Collector):
             "hwbpd_slots_free",
             "Slots of an online CPU that are left for CPU-wide claims, by the daemon's books.",
             ["cpu", "pool"],
-            (([str(cpu), pool], reading.slots[pool] - held) for (cpu, pool), held in reading.held.items()),
+            (([str(cpu), pool], reading.slots_on[cpu, pool] - held) for (cpu, pool), held in reading.held.items()),
         )
         yield gauge(
             "hwbpd_foreign_slots",

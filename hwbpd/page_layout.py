@@ -34,6 +34,7 @@ VALID_UNTIL_S_AT: Final = 9  # the heartbeat: it tells the truth while CLOCK_MON
 EVERYWHERE_AT: Final = 10  # a word like a CPU's, for what is CPU-wide on all CPUs
 CHANGES_AT: Final = 11  # of any count, ever; it tells whether something happened between two looks
 REGISTRATIONS_AT: Final = 12  # of threads, ever; it goes on where an earlier daemon left it
+KGDB_AT: Final = 13  # claims of kgdb that have registers, which it takes without asking
 
 CPUS_FROM: Final = 512
 CPUS: Final = 8192  # as many as a Linux configuration allows

@@ -69,6 +69,18 @@ class Watch(Protocol):
         ...
 
 
+class Kgdb(Protocol):
+    """Whoever tells VMMs that kgdb takes what it wants."""
+
+    def kgdb_has(self, claim: Claim) -> None:
+        """That claim is about to have registers; called for every claim, and more than once."""
+        ...
+
+    def kgdb_has_not(self, claim_id: int) -> None:
+        """It has given them back."""
+        ...
+
+
 class Performer:
     """The hands of the core."""
 
@@ -85,6 +97,7 @@ class Performer:
         page: StatusPage,
         watch: Watch,
         clock: Clock,
+        kgdb: Kgdb,
         later: Callable[[AnyEvent], None],
     ) -> None:
         """:param later: takes the events that come of an effect after ``perform`` has returned."""
@@ -110,6 +123,7 @@ class Performer:
         self._later = later
         self._machine = machine
         self._page = page
+        self._kgdb = kgdb
         self._sessions = sessions
         self._hits = hits
         self._watch = watch
@@ -126,6 +140,7 @@ class Performer:
     def _route(self, effect: Route) -> AnyEvent | None:
         if effect.claim.armed_by is ArmedBy.TRACER:
             return None  # no hits come of it here, and its thread is watched since the slot was armed
+        self._kgdb.kgdb_has(effect.claim)  # where it shares what is armed already
         resource_id = effect.resource_id
         was_watched, was_counted = self._hits.has_route(resource_id), self._hits.is_counted(resource_id)
         batch = self._hits.route(resource_id, effect.claim)
@@ -168,6 +183,7 @@ class Performer:
         self._watch_anew(effect.resource_id)
 
     def _arm(self, effect: Arm) -> AnyEvent:
+        self._kgdb.kgdb_has(effect.claim)
         for resource in effect.resources:
             self._page.show(resource)
 
@@ -178,6 +194,7 @@ class Performer:
         if isinstance(outcome, ArmFailed):
             for resource in effect.resources:
                 self._page.clear(resource.resource_id)
+            self._kgdb.kgdb_has_not(effect.claim.claim_id)
         elif effect.claim.armed_by is ArmedBy.TRACER:
             self._placeholders |= {resource.resource_id: resource for resource in effect.resources}
         return outcome
@@ -302,3 +319,4 @@ class Performer:
             if resource_id in self._page:
                 self._page.clear(resource_id)
             self._hits.disarmed(resource_id, batch, totals)
+        self._kgdb.kgdb_has_not(effect.claim_id)

@@ -42,6 +42,7 @@ class Plugins:
             raise BrokenPlugin(str(why)) from None
         self.machines = _by_name(manager.hook.hwbpd_machines(), MachineFactory)
         self.backends = _by_name(manager.hook.hwbpd_backends(), BackendFactory)
+        self.profiles = _profiles(self.backends.values())
 
     def machine(self, asked: str, options: Mapping[str, Any]) -> Machine:
         """
@@ -101,6 +102,19 @@ def _by_name(found: Iterable[Iterable[Factory]], kind: type[Factory]) -> dict[st
             raise BrokenPlugin(f"two plugins bring a {kind.__name__} named {factory.name!r}")
         factories[factory.name] = factory
     return factories
+
+
+def _profiles(backends: Iterable[BackendFactory]) -> dict[str, CpuFacts]:
+    """The CPUs of every plugin, by name; each of an architecture that its backend is for."""
+    profiles: dict[str, CpuFacts] = {}
+    for factory in backends:
+        for name, facts in factory.profiles.items():
+            if facts.architecture not in factory.architectures:
+                raise BrokenPlugin(f"backend {factory.name}: profile {name!r} is of {facts.architecture}")
+            if name in profiles:
+                raise BrokenPlugin(f"two backends bring a profile named {name!r}")
+            profiles[name] = facts
+    return profiles
 
 
 def _check(thing: object, contract: type, name: str) -> None:

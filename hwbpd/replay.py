@@ -122,7 +122,7 @@ def places(arbiter: Arbiter) -> Iterator[dict[str, Any]]:
             yield {
                 "place": f"cpu {cpu}",
                 "pool": str(pool),
-                "slots": counts.slots,
+                "slots": counts.slots_on(cpu),
                 "cpu_wide": cpu_wide,
                 "busiest_task": busiest,
             }

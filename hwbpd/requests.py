@@ -6,7 +6,8 @@ Bounds are checked here, each refusal with its number and the setting it comes f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 from hwbpd import messages
 from hwbpd.attribution import Attribution, Place
@@ -22,10 +23,10 @@ from hwbpd.core.events import (
     TakingRequested,
     YieldRequested,
 )
-from hwbpd.core.model import Claim, Target
+from hwbpd.core.model import Access, Claim, Mode, Plan, Span, Target
 from hwbpd.core.placing import place
 from hwbpd.enabled import Enabled
-from hwbpd.fitting import Fitted, fit, wait_until_ns
+from hwbpd.fitting import Fitted, fit, over_reported, wait_until_ns
 from hwbpd.followers import Decisions
 from hwbpd.hookspecs import Backend, Machine
 from hwbpd.messages import PieceRow
@@ -34,13 +35,17 @@ from hwbpd.rights import Rights
 from hwbpd.sessions import Session, Sessions
 from hwbpd.settings import Settings
 from hwbpd.views import Views
+from hwbpd.vmms import OfVmms, Vmms
 
 ROOT = 0
 _LAST_IN_LINE = 2**62  # the id of a claim that is asked about and not made: everybody who waits has asked before
 
 
 class Requests:
-    """:param feed: steps an event and all that comes of it."""
+    """
+    :param backend: of what all CPUs have; :param backend_on: of those CPUs that have other slots.
+    :param feed: steps an event and all that comes of it.
+    """
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class Requests:
         arbiter: Arbiter,
         machine: Machine,
         backend: Backend,
+        backend_on: Mapping[int, Backend],
         sessions: Sessions,
         outbox: Outbox,
         decisions: Decisions,
@@ -55,12 +61,14 @@ class Requests:
         attribution: Attribution,
         enabled: Enabled,
         views: Views,
+        vmms: Vmms,
         settings: Settings,
         feed: Callable[[AnyEvent], None],
     ) -> None:
         self._arbiter = arbiter
         self._machine = machine
         self._backend = backend
+        self._backend_on = backend_on
         self._sessions = sessions
         self._outbox = outbox
         self._decisions = decisions
@@ -68,6 +76,7 @@ class Requests:
         self._attribution = attribution
         self._enabled = enabled
         self._views = views
+        self._vmms = vmms
         self._settings = settings
         self._feed = feed
 
@@ -77,11 +86,20 @@ class Requests:
         if event is not None:
             self._feed(event)
             return None
+        return (
+            self._vmms.answer(session, request)
+            if isinstance(request, OfVmms)
+            else self._answer(session, request, now_ns)
+        )
+
+    def _answer(self, session: Session, request: messages.AnyRequest, now_ns: int) -> messages.Reply | None:
         match request:
             case messages.ClaimRequest():
                 self._claim(session, request, now_ns)
             case messages.Fit():
                 return self._fit(session, request, now_ns)
+            case messages.PlanRequest():
+                return self._plan(request)
             case messages.Slots():
                 return self._views.slots(request, session.owner, session.privileged, now_ns)
             case messages.Counts():
@@ -103,12 +121,19 @@ class Requests:
 
     def _fitted(self, session: Session, wish: messages.Wish) -> tuple[Fitted, bool]:
         privileged = self._rights.is_privileged(session.peer)
+        vcpu = self._vmms.target(wish.vcpu) if wish.vcpu else None
+        backend = self._vmms.backend(wish.vcpu) if wish.vcpu else self._backend_for(wish.cpus)
         fitted = fit(
-            wish, privileged=privileged, machine=self._machine, backend=self._backend, settings=self._settings
+            wish, privileged=privileged, machine=self._machine, backend=backend, settings=self._settings, vcpu=vcpu
         )
         if not privileged:
             self._rights.may_claim(session.peer, fitted.target, fitted.span, fitted.mode)
         return fitted, privileged
+
+    def _backend_for(self, cpus: list[int] | None) -> Backend:
+        """What fits a span for these CPUs: theirs, where they are alike; what all have, for wherever a task runs."""
+        theirs = {id(one): one for one in (self._backend_on.get(cpu, self._backend) for cpu in cpus or ())}
+        return next(iter(theirs.values())) if len(theirs) == 1 else self._backend
 
     def _claim(self, session: Session, request: messages.ClaimRequest, now_ns: int) -> None:
         try:
@@ -193,20 +218,29 @@ class Requests:
             armed_by=request.armed_by,
             placeholder=request.placeholder,
         )
-        pieces = [
-            PieceRow(piece.span.address, piece.span.length_bytes, piece.access.letters, piece.pool)
-            for piece in fitted.plan.pieces
-        ]
+        pieces, beside = _rows(fitted.plan), over_reported(fitted.span, fitted.plan)
         arbiter = self._arbiter
         placement = place(arbiter.books, arbiter.queue, asking, fitted.plan, arbiter.policy)
         refusal = placement.refusal
         if refusal is None:
-            return messages.FitReply(request.id, True, pieces)
+            return messages.FitReply(request.id, True, pieces, over_reported=beside)
         holders = list(refusal.holders)
         if placement.victims:
             names = ", ".join(f"claim {victim}" for victim in placement.victims)
-            return messages.FitReply(request.id, True, pieces, "", f"once {names} has given way: {refusal}", holders)
-        return messages.FitReply(request.id, False, pieces, refusal.errno_name, str(refusal), holders)
+            first = f"once {names} has given way: {refusal}"
+            return messages.FitReply(request.id, True, pieces, "", first, holders, beside)
+        return messages.FitReply(request.id, False, pieces, refusal.errno_name, str(refusal), holders, beside)
+
+    def _plan(self, request: messages.PlanRequest) -> messages.PlanReply:
+        span, access = Span(request.address, request.length), Access.from_letters(request.access)
+        plan = self._backend.fit(span, access, Mode(request.user, request.kernel, over_report=request.over_report))
+        return messages.PlanReply(
+            request.id,
+            _rows(plan),
+            slots=dict(Counter(str(piece.pool) for piece in plan.pieces)),
+            pools={str(pool): slots for pool, slots in self._backend.slots().items()},
+            over_reported=over_reported(span, plan),
+        )
 
     def _foreign(self, session: Session, request: messages.Foreign) -> None:
         if not session.privileged:
@@ -242,7 +276,14 @@ def _event(session: Session, request: messages.AnyRequest, now_ns: int) -> AnyEv
     return None
 
 
+def _rows(plan: Plan) -> list[PieceRow]:
+    return [
+        PieceRow(piece.span.address, piece.span.length_bytes, piece.access.letters, piece.pool) for piece in plan.pieces
+    ]
+
+
 def _asked_for(wish: messages.Wish) -> str:
     """The wish in perf's syntax, for the log."""
-    whose = f"pid {wish.pid}" if wish.pid else f"tid {wish.tid}" if wish.tid else "cpu-wide"
+    named = (("vcpu", wish.vcpu), ("pid", wish.pid), ("tid", wish.tid))
+    whose = next((f"{what} {number}" for what, number in named if number), "cpu-wide")
     return f"mem:{wish.address:#x}/{wish.length}:{wish.access} for {whose} as {wish.kind}"

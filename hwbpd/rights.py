@@ -46,6 +46,10 @@ class Rights:
         if not target.is_cpu_wide and not asking.in_our_pid_namespace:
             raise NotPermitted("you are in another pid namespace: your thread ids name other threads here")
         kernel_address = span.address + span.length_bytes > KERNEL_SPACE
+        if target.vcpu is not None:
+            # Whoever may watch a VMM's thread may have a breakpoint in its guest; no address or mode is the host's.
+            self._permission.check(asking, Question(target.vcpu.thread.tid, None, True, False, False))
+            return
         for tid in self._tids(target):
             question = Question(tid, target.cpus, mode.user, mode.kernel, kernel_address)
             self._permission.check(asking, question)
@@ -70,6 +74,8 @@ class Rights:
         if target.process is not None:
             # Threads of one process may differ in their ids; those born later inherit from one that was asked about.
             return tuple(self._machine.threads(target.process))
+        if target.vcpu is not None:
+            return (target.vcpu.thread.tid,)
         return (target.task.tid if target.task is not None else 0,)
 
     @staticmethod

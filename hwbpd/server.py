@@ -14,7 +14,7 @@ told "granted" before the kernel has said so.
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -23,7 +23,7 @@ from hwbpd.attribution import Attribution
 from hwbpd.clock import Clock
 from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.effects import Effect
-from hwbpd.core.errors import HwbpError, LimitReached, NotPermitted, RequestExpired, Stale, VersionMismatch
+from hwbpd.core.errors import BadClaim, HwbpError, LimitReached, NotPermitted, RequestExpired, Stale, VersionMismatch
 from hwbpd.core.events import (
     AnyEvent,
     CpuCameOnline,
@@ -40,6 +40,7 @@ from hwbpd.followers import Decisions
 from hwbpd.hits import Hits
 from hwbpd.hookspecs import Backend, Machine, TargetEnd
 from hwbpd.journal import Journal
+from hwbpd.machines import Machines
 from hwbpd.memory import MemoryWatch
 from hwbpd.network import Incoming, Network, Unreadable
 from hwbpd.outbox import Outbox
@@ -51,6 +52,7 @@ from hwbpd.sessions import Session, Sessions
 from hwbpd.settings import Settings
 from hwbpd.status_page import StatusPage
 from hwbpd.views import Views
+from hwbpd.vmms import Vmms
 
 log = structlog.get_logger("hwbpd")
 
@@ -63,6 +65,8 @@ class Server:
     Everything between the sockets and the core.
 
     :param epoch: names this run of the daemon.
+    :param backend: of what all CPUs have; :param backend_on: of those CPUs that have other slots.
+    :param profiles: what CPUs of a name have, for vCPUs; raises ``BadClaim``. None where no CPU has a name.
     :param journal: of the arbiter's events; whoever made it closes it.
     """
 
@@ -73,6 +77,7 @@ class Server:
         arbiter: Arbiter,
         machine: Machine,
         backend: Backend,
+        backend_on: Mapping[int, Backend] | None = None,
         sessions: Sessions,
         rights: Rights,
         attribution: Attribution,
@@ -82,6 +87,7 @@ class Server:
         clock: Clock,
         epoch: int,
         journal: Journal | None = None,
+        profiles: Callable[[str], Backend] | None = None,
     ) -> None:
         self._network = network
         self._arbiter = arbiter
@@ -90,7 +96,6 @@ class Server:
         self._journal = journal
         if journal is not None:
             self._step = journal.recorded(self._step)
-        self._machine = machine
         self._backend = backend
         self._sessions = sessions
         self._outbox = outbox
@@ -102,6 +107,21 @@ class Server:
         self._epoll = select.epoll()
         self._drains = Drains(self._epoll)
         self._pending: list[AnyEvent] = []  # came of effects, not stepped yet
+        self._vmms = Vmms(
+            arbiter=arbiter,
+            host=machine,
+            backends=lambda name: profiles(name) if name and profiles else _own(backend, name),
+            sessions=sessions,
+            outbox=outbox,
+            rights=rights,
+            page=page,
+            limits=settings.limits,
+            clock=clock,
+            watch=self._drains,
+            feed=self.feed,
+            drain=lambda resource_id: self._drain(resource_id, clock.now_ns()),
+        )
+        machine = self._machine = Machines(machine, self._vmms.files)
         self._hits = Hits(machine, sessions, outbox, settings.rings.bytes_per_message)
         self._attribution = attribution
         self._rights = rights
@@ -116,12 +136,14 @@ class Server:
             page=page,
             watch=self._drains,
             clock=clock,
+            kgdb=self._vmms,
             later=self._pending.append,
         )
         self._requests = Requests(
             arbiter=arbiter,
             machine=machine,
             backend=backend,
+            backend_on=backend_on or {},
             sessions=sessions,
             outbox=outbox,
             decisions=self._decisions,
@@ -129,6 +151,7 @@ class Server:
             attribution=self._attribution,
             enabled=Enabled(page, machine, arbiter.books.possible, rights, sessions, settings.limits.threads_per_uid),
             views=Views(arbiter, self._hits, machine, backend, settings),
+            vmms=self._vmms,
             settings=settings,
             feed=self.feed,
         )
@@ -199,6 +222,7 @@ class Server:
                 outcome = self._performer.perform(effect)
                 if outcome is not None:
                     self._pending.append(outcome)
+        self._vmms.tell()
 
     def _wait_s(self) -> float:
         """How long nothing needs to be done unless a descriptor says so."""
@@ -223,6 +247,10 @@ class Server:
     # --- hits --------------------------------------------------------------------------------------------------------
 
     def _drain(self, resource_id: int, now_ns: int) -> None:
+        if self._vmms.watches(resource_id):
+            self._drains.drained(resource_id, 0, False, now_ns)
+            self._vmms.thread_looked_at(resource_id)
+            return
         batch = self._hits.drain(resource_id)
         if batch.hits or batch.lost:
             self.feed(HitsCounted(now_ns, resource_id, batch.hits, batch.lost))
@@ -287,6 +315,7 @@ class Server:
     def _end_session(self, session: Session, reason: str, still_reads: bool = False) -> None:
         self._decisions.forget(session)
         self._page.unregister_all(session.session_id)
+        self._vmms.session_ended(session, reason)
         self.feed(SessionEnded(self._clock.now_ns(), session.session_id, reason))
         if not still_reads:
             self._outbox.forget(session)
@@ -376,6 +405,12 @@ class Server:
             self._machine.name,
             self._backend.name,
         )
+
+
+def _own(backend: Backend, name: str) -> Backend:
+    if name:
+        raise BadClaim(f"there is no cpu {name!r}: this daemon knows none by name; leave profile out")
+    return backend
 
 
 def _error(request_id: int, refusal: HwbpError) -> messages.Error:

@@ -31,6 +31,9 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     sessions_per_uid: Annotated[int, Meta(ge=1, le=100_000)] = 64
     followers_per_uid: Annotated[int, Meta(ge=1, le=100_000)] = 8
     threads_per_uid: Annotated[int, Meta(ge=1, le=8192)] = 1024
+    vms_per_session: Annotated[int, Meta(ge=1, le=100_000)] = 16
+    vcpus_per_session: Annotated[int, Meta(ge=1, le=100_000)] = 1024
+    vcpus_per_uid: Annotated[int, Meta(ge=1, le=100_000)] = 4096
     connections_per_uid: Annotated[int, Meta(ge=1, le=100_000)] = 128
     memory_bytes: Annotated[int, Meta(ge=64 * MIB, le=2**50)] = 1024 * MIB
     connections_per_uid_per_s: Annotated[int, Meta(ge=1, le=100_000)] = 20
@@ -76,6 +79,7 @@ class Sim(Struct, frozen=True, forbid_unknown_fields=True):
     """The simulated machine, and what runs on it by itself."""
 
     cpus: Annotated[int, Meta(ge=1, le=8192)] = 4
+    profile: Annotated[str, Meta(max_length=1000)] = ""  # which CPUs, by name; empty: so many as above, x86
     seed: Annotated[int, Meta(ge=0, le=2**62)] = 1
     processes: Annotated[int, Meta(ge=0, le=4000)] = 3
     threads: Annotated[int, Meta(ge=1, le=1000)] = 2
@@ -141,17 +145,28 @@ def load(path: Path | None) -> Settings:
 
 def with_cpus(settings: Settings, cpus: int) -> Settings:
     """
-    Return the settings with another number of simulated CPUs.
+    Return the settings with another number of simulated CPUs, which have no names.
 
     :raises BadSettings: when there cannot be so many, or another machine is asked for, whose CPUs are what they are.
     """
     if settings.machine != "sim":
         raise BadSettings(f"--cpus is for --machine sim; the machine asked for is {settings.machine!r}")
     try:
-        asked = msgspec.structs.replace(settings.sim, cpus=cpus)
+        asked = msgspec.structs.replace(settings.sim, cpus=cpus, profile="")
         return msgspec.structs.replace(settings, sim=msgspec.convert(msgspec.to_builtins(asked), Sim))
     except msgspec.ValidationError as why:
         raise BadSettings(f"--cpus {cpus}: {why}") from None
+
+
+def with_profile(settings: Settings, profile: str) -> Settings:
+    """
+    Return the settings with other simulated CPUs, by their names. What names there are is the plugins' to know.
+
+    :raises BadSettings: when another machine is asked for.
+    """
+    if settings.machine != "sim":
+        raise BadSettings(f"--profile is for --machine sim; the machine asked for is {settings.machine!r}")
+    return msgspec.structs.replace(settings, sim=msgspec.structs.replace(settings.sim, profile=profile))
 
 
 def socket_path(asked: str) -> Path:

@@ -14,9 +14,11 @@ from itertools import islice
 from hwbpd.core.admission import check_reserve, fits, kept_free
 from hwbpd.core.arbiter import Arbiter
 from hwbpd.core.books import Books, ClaimRecord
+from hwbpd.core.counts import PoolBooks
 from hwbpd.core.errors import HeldBack, HwbpError, NoFreeSlot
 from hwbpd.core.lifecycle import State
 from hwbpd.core.model import Access, Piece, Plan, Pool, Span, Target, format_cpus
+from hwbpd.core.placing import reserve_for
 
 NAMED = 16  # of each sort
 _NEEDS_TO_END = frozenset({State.TAKING, State.TAKEN, State.RESIDUE})
@@ -28,7 +30,7 @@ def lines(arbiter: Arbiter, now_ns: int) -> Iterator[str]:
     found = [*_full_cpus(books, reserve), *_full_tasks(books, reserve)]
     if not found:
         yield "by the books there is room for one more slot everywhere: for whole cpus, threads and processes"
-        yield "where the kernel still has none, somebody outside hwbpd has it; `hwbpctl foreign` looks who"
+        yield "where the kernel still has none, somebody outside hwbpd has it; `hwbpctl ls --foreign` looks who"
     for sentence, _ in found[:NAMED]:
         yield sentence
     if len(found) > NAMED:
@@ -43,9 +45,10 @@ def in_the_way(arbiter: Arbiter, record: ClaimRecord) -> tuple[int, ...]:
     if record.victims:
         return tuple(sorted(record.victims))[:NAMED]
     claim, plan, books = record.claim, record.plan, arbiter.books
-    ahead = arbiter.queue.blocker(books, claim.target, plan, claim.rank, claim.claim_id, arbiter.policy.reserve_slots)
+    reserve = reserve_for(claim, arbiter.policy)
+    ahead = arbiter.queue.blocker(books, claim.target, plan, claim.rank, claim.claim_id, reserve)
     found = [] if ahead is None else [ahead.claim.claim_id]
-    refusal = _refusal(books, claim.target, plan, arbiter.policy.reserve_slots)
+    refusal = _refusal(books, claim.target, plan, reserve)
     if refusal is not None:
         found += [claim_id for holder in refusal.holders for claim_id in holder.claim_ids]
     return tuple(dict.fromkeys(found))[:NAMED]
@@ -63,11 +66,12 @@ def _refusal(books: Books, target: Target, plan: Plan, reserve: int) -> HwbpErro
 def _full_cpus(books: Books, reserve: int) -> list[tuple[str, HwbpError]]:
     """Where a whole CPU has no room for one slot more; CPUs on which the same claims are in the way are told as one."""
     alike: dict[object, tuple[HwbpError, list[int]]] = {}
-    for pool in books.pools:
+    for pool, counts in books.pools.items():
         for cpu in sorted(books.online):
             refusal = _refusal(books, Target(cpus=(cpu,)), _one_slot(pool), reserve)
             if refusal is not None:
-                key = pool, type(refusal), tuple((holder.slots, holder.claim_ids) for holder in refusal.holders)
+                holders = tuple((holder.slots, holder.claim_ids) for holder in refusal.holders)
+                key = pool, counts.slots_on(cpu), type(refusal), holders
                 alike.setdefault(key, (refusal, []))[1].append(cpu)
     return [
         (str(refusal) + (f"; the same on cpu {format_cpus(tuple(cpus[1:]))}" if cpus[1:] else ""), refusal)
@@ -78,18 +82,23 @@ def _full_cpus(books: Books, reserve: int) -> list[tuple[str, HwbpError]]:
 def _full_tasks(books: Books, reserve: int) -> Iterator[tuple[str, HwbpError]]:
     """Which threads and processes have no room for one slot more because of slots of their own."""
     for pool, counts in books.pools.items():
-        usable = counts.slots - kept_free(counts, reserve)
-        enough = usable - counts.held_cpu_wide(counts.most_cpu_wide())
+        fullest = [counts.most_cpu_wide(kind) for kind in counts.kinds]
+        enough = min(_usable(counts, reserve, cpu) - counts.held_cpu_wide(cpu) for cpu in fullest)
         if enough <= 0:
             continue  # then none has, and whoever is cpu-wide has been named
         targets = [Target(process=process) for process in islice(counts.process.above(enough - 1), NAMED)]
         tasks = dict.fromkeys(islice(counts.anywhere.above(enough - 1), NAMED))
         for cpu, bound in counts.on_cpu.items():
-            tasks |= dict.fromkeys(islice(bound.above(usable - counts.held_cpu_wide(cpu) - 1), NAMED))
+            left = _usable(counts, reserve, cpu) - counts.held_cpu_wide(cpu)
+            tasks |= dict.fromkeys(islice(bound.above(left - 1), NAMED))
         for target in (*targets, *map(Target, tasks)):
             refusal = _refusal(books, target, _one_slot(pool), reserve)
             if refusal is not None:
                 yield str(refusal), refusal
+
+
+def _usable(counts: PoolBooks, reserve: int, cpu: int) -> int:
+    return counts.slots_on(cpu) - kept_free(counts, reserve, cpu)
 
 
 def _who_waits(arbiter: Arbiter, now_ns: int) -> Iterator[str]:

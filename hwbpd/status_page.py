@@ -94,7 +94,7 @@ class StatusPage:
     def _begin(self, epoch: int) -> None:
         words = self._words
         words[layout.VALID_UNTIL_S_AT] = 0  # first: until all is as it should be, readers know nothing
-        for at in (layout.EVERYWHERE_AT, *range(layout.CPUS_FROM, len(words))):
+        for at in (layout.EVERYWHERE_AT, layout.KGDB_AT, *range(layout.CPUS_FROM, len(words))):
             if words[at]:
                 words[at] = 0
         words[layout.CHANGES_AT] = (words[layout.CHANGES_AT] + 1) % 2**64
@@ -125,6 +125,8 @@ class StatusPage:
         places: set[Place] = {target.task or target.process}
         if target.is_cpu_wide and target.cpus is not None:
             places = set(target.cpus)
+        if target.vcpu is not None:
+            places = set()  # no register of the host's
         shown = self._shown[resource.resource_id] = _Shown(resource, places)
         self._add(places, HELD + shown.armed)
 
@@ -164,6 +166,11 @@ class StatusPage:
         if cpu in shown.places:
             shown.places.remove(cpu)
             self._add((cpu,), -HELD - shown.armed)
+
+    def show_kgdb(self, claims: int) -> None:
+        """kgdb is about to have registers by so many claims, or has given them back."""
+        self._words[layout.KGDB_AT] = claims
+        self._words[layout.CHANGES_AT] = (self._words[layout.CHANGES_AT] + 1) % 2**64
 
     def count(self, cpu: int | None, task: Task | None) -> Count:
         """What there is on a CPU, for a thread, or for both together, as a reader of the page would add it up."""

@@ -23,6 +23,7 @@ from hwbpd.messages import (
     Counts,
     CountsReply,
     CpuRow,
+    PoolsRow,
     ResourceRow,
     Slots,
     SlotsReply,
@@ -58,7 +59,7 @@ class Views:
             rows.append(self._resource_row(resource, now_ns, privileged or self._is_own(resource, asking)))
         return SlotsReply(
             request.id,
-            pools={pool: counts.slots for pool, counts in self._books.pools.items()},
+            pools={pool: counts.least for pool, counts in self._books.pools.items()},
             cpus=[] if request.after else [self._cpu_row(cpu) for cpu in sorted(self._books.possible)],
             resources=rows,
             more=more,
@@ -85,7 +86,20 @@ class Views:
                 "ring_bytes_max": rings.bytes_max,
                 "guard_hits_per_s": self._settings.guard.hits_per_s,
             },
+            pools_on=self._pools_on(),
         )
+
+    def _pools_on(self) -> list[PoolsRow]:
+        """Which CPUs have how many slots, those with most first; nothing where all have as many."""
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for cpu in sorted(self._books.possible):
+            alike.setdefault(tuple(counts.slots_on(cpu) for counts in self._books.pools.values()), []).append(cpu)
+        if len(alike) == 1:
+            return []
+        return [
+            PoolsRow(cpus, dict(zip(map(str, self._books.pools), slots, strict=True)))
+            for slots, cpus in sorted(alike.items(), reverse=True)
+        ]
 
     def _registers(self) -> dict[str, object]:
         """What the backend says, and what is to be known of the machine before it."""
@@ -125,6 +139,7 @@ class Views:
             online=cpu in self._books.online,
             cpu_wide={pool: counts.held_cpu_wide(cpu) for pool, counts in pools},
             busiest_task={pool: counts.held_by_busiest(cpu) for pool, counts in pools},
+            slots={pool: counts.slots_on(cpu) for pool, counts in pools if counts.slots_on(cpu) != counts.least},
         )
 
     def _is_own(self, resource: Resource, asking: Owner) -> bool:
@@ -143,6 +158,7 @@ class Views:
             delivery=resource.mode.delivery,
             tid=target.task.tid if target.task else 0,
             pid=target.process.pid if target.process else 0,
+            vcpu=target.vcpu.vcpu_id if target.vcpu else 0,
             cpus=None if target.cpus is None else list(target.cpus),
             claims=[
                 self._claim_row(self._books.claims[claim.claim_id], resource.resource_id, now_ns)

@@ -76,6 +76,12 @@ class FakeBackend:
         firsts = range(span.address, end, step)
         return Plan(tuple(Piece(Span(first, min(step, end - first)), access, pool) for first in firsts))
 
+    def debug_unit(self) -> None:
+        """Nobody has modelled them."""
+
+    def handling(self) -> None:
+        """Nobody has modelled them."""
+
     def describe(self) -> Mapping[str, Any]:
         return {"lengths": {}, "default_lengths": {}, "reports": {}, "notes": []}
 
@@ -108,9 +114,16 @@ class FakeMachine:
     name = "fake"
     facts = CpuFacts("fake")
 
-    def __init__(self, slots: Mapping[Pool, int], cpus: int, rng: random.Random, refuses: float = 0.0) -> None:
+    def __init__(
+        self,
+        slots: Mapping[Pool, int],
+        cpus: int,
+        rng: random.Random,
+        refuses: float = 0.0,
+        slots_on: Mapping[int, Mapping[Pool, int]] | None = None,
+    ) -> None:
         possible = tuple(range(cpus))
-        self.kernel = SlowBooks(slots, possible, possible)
+        self.kernel = SlowBooks(slots, possible, possible, slots_on)
         self._rng = rng
         self._refuses = refuses
         self.steals = refuses
@@ -120,6 +133,9 @@ class FakeMachine:
         self._started = 0
         self._processes: dict[int, Process] = {}
         self._topology_fd = -1  # made for whoever asks for it
+
+    def cpu_facts(self, cpu: int) -> CpuFacts:
+        return self.facts
 
     # --- what the world does -----------------------------------------------------------------------------------------
 
@@ -556,6 +572,7 @@ class Rig:
         settings: Settings | None = None,
         make_server: type[Server] = Server,
         reserve_slots: int = 0,
+        backend_on: Mapping[int, Backend] | None = None,
     ) -> None:
         """:param reserve_slots: as in the settings, where it comes in place of theirs: most tests want every slot."""
         self.slots = slots or {Pool.ANY: 4}
@@ -563,11 +580,12 @@ class Rig:
         policy = msgspec.structs.replace(settings.policy, reserve_slots=reserve_slots)
         self.settings = msgspec.structs.replace(settings, policy=policy)
         self.clock = FakeClock()
-        self.machine = FakeMachine(self.slots, cpus, random.Random(seed), refuses)
+        slots_on = {cpu: of_cpu.slots() for cpu, of_cpu in (backend_on or {}).items()}
+        self.machine = FakeMachine(self.slots, cpus, random.Random(seed), refuses, slots_on)
         self.network = FakeNetwork()
         self.sessions = Sessions()
         rearm_after_ns = int(self.settings.guard.rearm_after_s * 1e9)
-        self.arbiter = Arbiter(self.slots, range(cpus), range(cpus), rearm_after_ns, policy.for_core())
+        self.arbiter = Arbiter(self.slots, range(cpus), range(cpus), rearm_after_ns, policy.for_core(), slots_on)
         self.rights = FakeRights(self.machine)
         self.attribution = LaterAttribution(self.machine)
         self.clients: list[FakeClient] = []
@@ -583,6 +601,7 @@ class Rig:
             arbiter=self.arbiter,
             machine=self.machine,
             backend=backend or FakeBackend(self.slots),
+            backend_on=backend_on,
             sessions=self.sessions,
             rights=self.rights,
             attribution=self.attribution,

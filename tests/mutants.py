@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("admission", "books", "giving_way", "lifecycle", "placing", "preemption", "queue")
+MODULES = ("admission", "books", "counts", "giving_way", "lifecycle", "placing", "preemption", "queue")
 COPIED = ("hwbpd", "plugins", "clients", "tests", "docs", "pyproject.toml")
 SLOWER = 5.0  # than all tests took without a mutant: then it hangs
 LEAST_S = 60.0  # but so long it may take in any case, as others use the machine too

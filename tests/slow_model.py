@@ -5,12 +5,12 @@ An admission rule too simple to be wrong: a list of kernel events, and the kerne
 ``tests.judges.oracle``. It keeps no count between two questions, so nothing in it can drift. It looks at every CPU and
 every task each time, which is why the daemon cannot use it.
 
-The formula is that of Linux, kernel/events/hw_breakpoint.c, for one pool of S slots per CPU: with C(c) the CPU-wide
+The formula is that of Linux, kernel/events/hw_breakpoint.c, for one pool of S(c) slots on CPU c: with C(c) the CPU-wide
 events on CPU c, and T(t, c) the events of task t that are bound to c or to no CPU, one more event is admitted
 
-- CPU-wide on c             iff  C(c) + max over all tasks t of T(t, c) + 1 <= S
-- for task t on any CPU     iff  max over all possible CPUs c of C(c) + T(t, c), + 1 <= S
-- for task t on CPU c       iff  C(c) + T(t, c) + 1 <= S
+- CPU-wide on c             iff  C(c) + max over all tasks t of T(t, c) + 1 <= S(c)
+- for task t on any CPU     iff  C(c) + T(t, c) + 1 <= S(c) for all possible CPUs c
+- for task t on CPU c       iff  C(c) + T(t, c) + 1 <= S(c)
 
 A process is all its threads, each with an event of its own; a thread that has nothing else stands for the others.
 
@@ -76,8 +76,15 @@ def of_busiest(events: Sequence[Event], cpu: int, pool: Pool) -> int:
 class SlowBooks:
     """The same questions as ``Books`` and ``fits``, answered by counting."""
 
-    def __init__(self, slots: Mapping[Pool, int], possible: Iterable[int], online: Iterable[int]) -> None:
+    def __init__(
+        self,
+        slots: Mapping[Pool, int],
+        possible: Iterable[int],
+        online: Iterable[int],
+        slots_on: Mapping[int, Mapping[Pool, int]] | None = None,
+    ) -> None:
         self.slots = dict(slots)
+        self.slots_on = {cpu: dict(of_cpu) for cpu, of_cpu in (slots_on or {}).items()}  # where they are others
         self.possible = tuple(possible)
         self.online = tuple(online)
         self.held: dict[int, list[Event]] = {}  # per resource
@@ -97,15 +104,18 @@ class SlowBooks:
         whose, cpu, pool = event
         if whose is None:
             used = cpu_wide(events, cpu, pool) + of_busiest(events, cpu, pool)
-        else:
-            tasks = threads_of(events, whose) if isinstance(whose, Process) else {whose}
-            places = self.possible if cpu == ANY_CPU else (cpu,)
-            used = max(
-                cpu_wide(events, place, pool) + of_task(events, task, place, pool)
-                for place in places
-                for task in tasks
-            )
-        return used + 1 <= self.slots[pool]
+            return used + 1 <= self.has(cpu, pool)
+        tasks = threads_of(events, whose) if isinstance(whose, Process) else {whose}
+        places = self.possible if cpu == ANY_CPU else (cpu,)
+        return all(
+            cpu_wide(events, place, pool) + of_task(events, task, place, pool) + 1 <= self.has(place, pool)
+            for place in places
+            for task in tasks
+        )
+
+    def has(self, cpu: int, pool: Pool) -> int:
+        """S(cpu)."""
+        return self.slots_on.get(cpu, self.slots)[pool]
 
     def ask(self, target: Target, plan: Plan) -> Answer:
         """Add the events of the whole request one after the other, as somebody who opens them does; forget them."""

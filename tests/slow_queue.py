@@ -64,10 +64,10 @@ class SlowQueue:
         every = self.books.possible if if_online else self.books.online
         return cpu in (every if target.cpus is None else target.cpus)
 
-    def limit(self, rank: Rank, pool: Pool) -> int:
-        """How many slots of a pool may be held on a place once a claim of that rank has its own."""
+    def limit(self, rank: Rank, cpu: int, pool: Pool) -> int:
+        """How many slots of a pool may be held on a place of that CPU once a claim of that rank has its own."""
         reserve = 0 if rank[0] == CLASS[Kind.KGDB] else self._reserve
-        return max(1, self.books.slots[pool] - reserve)
+        return max(1, self.books.has(cpu, pool) - reserve)
 
     def room_beside(self, waiter: Waiter, other: Waiter | None) -> bool:
         """Whether on every place they share, and with None on every place of its own, there is room for both."""
@@ -83,7 +83,7 @@ class SlowQueue:
                 if other is not None and not self.counts_on(other.target, cpu, task):
                     continue
                 held = cpu_wide(events, cpu, pool) + of_task(events, task, cpu, pool)
-                if held + own + others > self.limit(waiter.rank, pool):
+                if held + own + others > self.limit(waiter.rank, cpu, pool):
                     return False
         return True
 

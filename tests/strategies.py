@@ -7,6 +7,7 @@ story one can read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from hypothesis import strategies as st
@@ -41,6 +42,11 @@ class World(NamedTuple):
     possible: tuple[int, ...]
     online: tuple[int, ...]  # some of the possible ones, at least one
     tasks: tuple[Task, ...]
+    slots_on: Mapping[int, dict[Pool, int]] = {}  # of CPUs that have other numbers of slots
+
+    def has(self, cpu: int, pool: Pool) -> int:
+        """How many slots a CPU has."""
+        return self.slots_on.get(cpu, self.slots)[pool]
 
 
 class Take(NamedTuple):
@@ -95,9 +101,19 @@ def claim(claim_id: int, owned_by: Owner, target: Target, kind: Kind = Kind.PERF
 owners = st.builds(owner, st.integers(0, 3))
 
 
+def differing(slots: Mapping[Pool, int], possible: tuple[int, ...]) -> st.SearchStrategy[dict[int, dict[Pool, int]]]:
+    """The ``slots_on`` of a world: for half of them nothing."""
+    numbers = st.fixed_dictionaries({pool: st.integers(1, 5) for pool in slots})
+    return st.one_of(st.just({}), st.dictionaries(st.sampled_from(possible), numbers, min_size=1))
+
+
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
-    """Machines with one pool or two, of 1 to 5 slots, and 1 to 6 possible CPUs, not all of them online."""
+    """
+    Machines with one pool or two, of 1 to 5 slots, and 1 to 6 possible CPUs, not all of them online.
+
+    Every other one has CPUs with other numbers of slots than the rest.
+    """
     counts = st.integers(1, 5)
     slots = draw(
         st.one_of(
@@ -109,7 +125,7 @@ def worlds(draw: st.DrawFn) -> World:
     online = draw(st.sets(st.sampled_from(possible), min_size=1))
     number_of_tasks = draw(st.one_of(st.integers(1, 2), st.integers(1, TASKS_MOST)))
     tasks = tuple(task(number) for number in range(number_of_tasks))
-    return World(slots, possible, tuple(sorted(online)), tasks)
+    return World(slots, possible, tuple(sorted(online)), tasks, draw(differing(slots, possible)))
 
 
 def targets(world: World, stray: bool = False) -> st.SearchStrategy[Target]:

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from hwbpd import fitting
 from hwbpd.core.errors import BadClaim, HwbpError, LimitReached, NotPermitted, TargetGone
-from hwbpd.core.model import Access, ArmedBy, Delivery, Mode, Piece, Plan, Pool, Span, Target
+from hwbpd.core.model import Access, ArmedBy, Delivery, Kind, Mode, Piece, Plan, Pool, Span, Target
 from hwbpd.fitting import Fitted
+from hwbpd.hookspecs import Backend
 from hwbpd.messages import ClaimRequest
+from hwbpd.plugins import Plugins
 from hwbpd.settings import Guard, Rings, Settings
 from tests.fakes import FakeBackend, FakeMachine
 
@@ -32,13 +34,18 @@ class PickyBackend(FakeBackend):
 
 
 def fit(
-    picky: bool = False, piece_bytes: int = 0, privileged: bool = True, usual: int = USUAL, **fields: Any
+    picky: bool = False,
+    piece_bytes: int = 0,
+    privileged: bool = True,
+    usual: int = USUAL,
+    backend: Backend | None = None,
+    **fields: Any,
 ) -> Fitted:
     """Fit a wish for eight bytes, changed by ``fields``, on a machine with one process of two threads."""
     machine = FakeMachine({Pool.ANY: 4}, 4, random.Random(0))
     machine.start_task(TID)
     machine.start_task(TID + 1)
-    backend = (PickyBackend if picky else FakeBackend)({Pool.ANY: 4}, piece_bytes)
+    backend = backend or (PickyBackend if picky else FakeBackend)({Pool.ANY: 4}, piece_bytes)
     asked: dict[str, Any] = {"id": 5, "epoch": 1, "address": 0x404040, "length": 8, "access": "w", **fields}
     settings = Settings(rings=RINGS, guard=Guard(hits_per_s=usual))
     return fitting.fit(
@@ -131,6 +138,19 @@ def test_a_slot_that_is_only_held_has_no_fuse() -> None:
     assert fit(delivery=Delivery.HOLD, guard=7).mode.fuse_hits == 0
 
 
+def test_hits_beside_the_span_are_for_those_who_accept_them_or_compare_values() -> None:
+    assert not fit().mode.over_report
+    assert fit(over_report=True).mode.over_report
+
+    # A debugger that stops at each write sees what has changed. Of a read there is nothing to see, and others may not
+    # look.
+    tracer: dict[str, Any] = {"tid": TID, "armed_by": ArmedBy.TRACER}
+    assert fit(**tracer, kind=Kind.PTRACE).mode.over_report
+    assert not fit(**tracer, kind=Kind.PTRACE, access="rw").mode.over_report
+    assert not fit(**tracer, kind=Kind.PERF).mode.over_report
+    assert not fit(tid=TID, kind=Kind.PTRACE).mode.over_report
+
+
 def test_what_one_slot_cannot_hold_is_cut_by_the_backend() -> None:
     fitted = fit(length=20, piece_bytes=8)
 
@@ -181,6 +201,30 @@ def test_what_could_never_work_is_refused_and_says_why(
 
     assert type(refused.value) is refusal
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "address", "taken", "refused", "says"),
+    [
+        # A 32-bit kernel steps past a hit by a breakpoint of the thread;
+        ("cortex-a15", 0x404040, {"tid": TID}, {}, "cpu-wide on these CPUs (EINVAL); of a thread or process it does"),
+        ("cortex-a15", 0x404040, {"pid": TID}, {"cpus": [0]}, "mem:0x404040/8:rw: Linux does not take it cpu-wide"),
+        # arm64 keeps threads away from the kernel's addresses.
+        ("cortex-a72", 0xFFFF_8000_0000_0000, {"cpus": [1]}, {"tid": TID}, "of a thread or process on these CPUs"),
+        ("cortex-a72", 0xFFFF_8000_0000_0000, {}, {"tid": TID, "cpus": [0]}, "(EINVAL); cpu-wide it does"),
+    ],
+)
+def test_what_linux_takes_for_one_sort_of_target_only_is_refused_for_the_other(
+    cpu: str, address: int, taken: dict[str, Any], refused: dict[str, Any], says: str
+) -> None:
+    plugins = Plugins()
+    backend = plugins.backend(plugins.profiles[cpu])
+
+    assert len(fit(backend=backend, address=address, access="rw", **taken).plan.pieces) == 1
+
+    with pytest.raises(BadClaim) as refusal:
+        fit(backend=backend, address=address, access="rw", **refused)
+    assert says in str(refusal.value)
 
 
 @given(st.one_of(st.integers(1, RINGS.bytes_max), st.sampled_from([2**n + d for n in range(21) for d in (-1, 0, 1)])))

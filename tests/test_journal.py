@@ -34,6 +34,7 @@ from hwbpd.core.events import (
     HitsCounted,
     LegRefused,
     LegTaken,
+    NotLoaded,
     Probed,
     Rearmed,
     RearmFailed,
@@ -47,6 +48,8 @@ from hwbpd.core.events import (
     TakingRequested,
     TargetEnded,
     Tick,
+    VcpuCame,
+    VcpuWent,
     YieldRequested,
 )
 from hwbpd.core.model import (
@@ -64,6 +67,7 @@ from hwbpd.core.model import (
     Target,
     Task,
     Totals,
+    Vcpu,
 )
 from hwbpd.core.policy import Policy
 from hwbpd.journal import (
@@ -175,6 +179,9 @@ EVERY_EVENT: tuple[AnyEvent, ...] = (
     ForeignFound(1, 2, (Holder(3, "perf", 4, "", 5, "on tid 6", (7, 8), "perf fd"), Holder(0, "", 0, "", 1, ""))),
     HitsCounted(1, 2, 3, 4),
     TargetEnded(1, 2, execed=True),
+    VcpuCame(1, Vcpu(7, Task(812, 9)), {Pool.ANY: 4}),
+    VcpuWent(1, Vcpu(7, Task(812, 9)), "tid 812 has ended"),
+    NotLoaded(1, 2, 22),
     FuseBlown(1, 2),
     RearmRequested(1, OWNER, 2, 3, operator=False),
     Rearmed(1, 2),

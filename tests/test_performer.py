@@ -112,6 +112,19 @@ class FakeWatch:
         epoll.close()
 
 
+class FakeKgdb:
+    """Remembers which claims have registers, whatever their kind."""
+
+    def __init__(self) -> None:
+        self.having: set[int] = set()
+
+    def kgdb_has(self, claim: Claim) -> None:
+        self.having.add(claim.claim_id)
+
+    def kgdb_has_not(self, claim_id: int) -> None:
+        self.having.discard(claim_id)
+
+
 class Stage:
     """A performer with a machine of two CPUs with four slots, and two sessions."""
 
@@ -126,6 +139,7 @@ class Stage:
         self.rights = FakeRights(self.machine)
         self.attribution = LaterAttribution(self.machine)
         self.came_later: list[AnyEvent] = []
+        self.kgdb = FakeKgdb()
         self.page = StatusPage(memoryview(bytearray(page_layout.BYTES)).cast("Q"), epoch=7)
         self.performer = Performer(
             machine=self.machine,
@@ -138,6 +152,7 @@ class Stage:
             page=self.page,
             watch=self.watch,
             clock=self.clock,
+            kgdb=self.kgdb,
             later=self.came_later.append,
         )
         self.ann, self.bob = self.open(1), self.open(2)

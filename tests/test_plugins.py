@@ -216,6 +216,27 @@ def test_two_of_one_name_are_broken() -> None:
         Plugins([Plugin(backends=[backend("b", "x"), backend("b", "y")])])
 
 
+def with_profiles(name: str, architecture: str, **profiles: CpuFacts) -> BackendFactory:
+    return BackendFactory(name, frozenset({architecture}), a_backend, profiles)
+
+
+def test_the_cpus_that_plugins_know_by_name_are_had_from_all_of_them() -> None:
+    small, great = CpuFacts("a", breakpoints=1), CpuFacts("b", breakpoints=9)
+
+    bring = [with_profiles("one", "a", small=small), with_profiles("two", "b", great=great)]
+    plugins = Plugins([Plugin(backends=bring)])
+
+    assert plugins.profiles == {"small": small, "great": great}
+
+
+def test_a_name_for_two_cpus_and_one_for_a_cpu_of_others_are_broken() -> None:
+    facts, theirs = CpuFacts("a"), CpuFacts("b")
+    with pytest.raises(BrokenPlugin, match="two backends bring a profile named 'cpu'"):
+        Plugins([Plugin(backends=[with_profiles("one", "a", cpu=facts), with_profiles("two", "b", cpu=theirs)])])
+    with pytest.raises(BrokenPlugin, match="backend one: profile 'cpu' is of b"):
+        Plugins([Plugin(backends=[with_profiles("one", "a", cpu=theirs)])])
+
+
 @pytest.mark.parametrize(
     "returned",
     [[a_machine], [backend("b", "x")], ["linux"], machine("m"), 5],

@@ -92,11 +92,15 @@ def test_hello_is_answered_with_who_is_there(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    "op", ["claim", "fit", "release", "rearm", "counts", "slots", "foreign", "capabilities", "why", "follow", "goodbye"]
+    "op",
+    [
+        *("claim", "fit", "plan", "release", "rearm", "counts", "slots"),
+        *("foreign", "capabilities", "why", "follow", "goodbye"),
+    ],
 )
 def test_without_hello_nothing_is_done(rig: Rig, op: str) -> None:
     of_claim = {verb: {"claim": 1} for verb in ("release", "rearm", "counts", "why")}
-    fields = {"claim": CLAIM, "fit": CLAIM, **of_claim}.get(op, {})
+    fields = {"claim": CLAIM, "fit": CLAIM, "plan": CLAIM, **of_claim}.get(op, {})
 
     reply = rig.ask(rig.client(hello=False), op, **fields)
 
@@ -633,8 +637,8 @@ def test_any_claim_is_granted_or_refused_with_a_reason_and_nothing_else_happens(
         assert list(rig.arbiter.books.claims) == granted_ids
         refusals = {reply["errno"] for reply in replies if reply["op"] == "error"}
         assert refusals <= {"ENOSPC", "EINVAL", "EOPNOTSUPP", "ESRCH", "ENODEV", "EDQUOT"}
-        claims_held = [record.claim for record in rig.arbiter.books.claims.values()]
-        different = {(claim.target, claim.span, claim.access, claim.mode) for claim in claims_held}
+        held = rig.arbiter.books.claims.values()
+        different = {(of.claim.target, piece, of.claim.mode) for of in held for piece in of.plan.pieces}
         assert [len(rig.arbiter.books.resources), len(rig.machine.armed)] == [len(different)] * 2
 
 

@@ -42,7 +42,7 @@ def test_where_there_is_room_it_is_somebody_outside(rig: Rig) -> None:
 
     assert why(rig, client) == [
         "by the books there is room for one more slot everywhere: for whole cpus, threads and processes",
-        "where the kernel still has none, somebody outside hwbpd has it; `hwbpctl foreign` looks who",
+        "where the kernel still has none, somebody outside hwbpd has it; `hwbpctl ls --foreign` looks who",
     ]
 
 

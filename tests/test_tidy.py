@@ -32,6 +32,10 @@ DAEMON_ORDER = (
     ("server",),
     ("journal",),
     ("requests",),
+    ("vmms",),
+    ("machines",),
+    ("slot_file",),
+    ("contents",),
     ("performer",),
     ("teller",),
     ("attribution",),
@@ -62,10 +66,12 @@ DAEMON_ORDER = (
     ("clock", "logs"),
     ("wire",),
     ("messages", "hookspecs"),
+    ("cover", "debug_unit", "fields", "refusals"),
     ("__init__",),
 )
 CORE_ORDER = (
     ("arbiter",),
+    ("worlds",),
     ("giving_way", "tracers", "floods", "hotplug"),
     ("desk",),
     ("placing",),
@@ -73,6 +79,7 @@ CORE_ORDER = (
     ("queue", "preemption"),
     ("admission",),
     ("books",),
+    ("counts",),
     ("guard",),
     ("policy",),
     ("lifecycle",),
@@ -91,7 +98,16 @@ PURE_MODULES = frozenset(
 )
 
 # What a plugin may know of the daemon.
-PLUGIN_CONTRACT = ("hwbpd.hookspecs", "hwbpd.core.model", "hwbpd.core.errors")
+PLUGIN_CONTRACT = (
+    "hwbpd.hookspecs",
+    "hwbpd.core.model",
+    "hwbpd.core.errors",
+    # What register models are written with.
+    "hwbpd.fields",
+    "hwbpd.cover",
+    "hwbpd.debug_unit",
+    "hwbpd.refusals",
+)
 
 # What a client may use beside the standard library and itself. Clients are written from docs/protocol.md.
 CLIENT_PACKAGES = {

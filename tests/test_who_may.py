@@ -22,8 +22,9 @@ OWNER_UID, OTHER_UID = 1000, 1001
 CLAIM: dict[str, Any] = {"address": 0x404040, "length": 8, "access": "w"}
 
 ROWS_TRIED = {
-    "`hello`, `capabilities`, `slots`",
+    "`hello`, `capabilities`, `plan`, `slots`, `vms`",
     "`claim`, `fit` on a thread or process",
+    "`claim`, `fit` on a vCPU",
     "`claim`, `fit` CPU-wide, kernel hits, kernel addresses",  # kernel hits and addresses: test_warden.py
     "kernel call chains, kernel instruction pointers, no guard",
     "kinds `kgdb`, `kvm`",
@@ -33,7 +34,9 @@ ROWS_TRIED = {
     "`yield`, `taking`, `taken`, `take_failed`",
     "`counts`, `why`",
     "`why` about an errno",
-    "`foreign`",
+    "`foreign`, `host_contents`",
+    "`vm`, `vcpu`",
+    "`vcpu_loaded`, `vcpu_hit`, `vcpu_report`",
     "`enabled` with a thread",
     "`enabled` with a CPU alone",
     "`thread`",
@@ -66,6 +69,13 @@ class People:
         reply = self.ask(who, op, **fields)
         return str(reply["errno"]) if reply["op"] == "error" else None
 
+    def vcpu(self) -> int:
+        """A vCPU of the owner's, whose thread is the owner's."""
+        own_tid = self.owner.pid
+        self.rig.machine.start_task(own_tid)
+        vm = self.ask("owner", "vm")["vm"]
+        return int(self.ask("owner", "vcpu", vm=vm, number=0, tid=own_tid)["vcpu"])
+
     def flood(self) -> None:
         """Let the claim be silenced."""
         self.rig.machine.hit(1, 10 * self.rig.settings.guard.hits_per_s)
@@ -96,6 +106,8 @@ def test_every_row_of_the_table_is_tried_here() -> None:
 @everybody
 def test_everybody_may_ask_what_there_is_and_who_holds_it(people: People, who: str) -> None:
     assert people.ask(who, "capabilities")["op"] == "capabilities"
+    assert people.ask(who, "plan", **CLAIM)["op"] == "plan"
+    assert people.ask(who, "vms")["vms"] == []
     (row,) = people.ask(who, "slots")["resources"]
     assert (row["tid"], row["claims"][0]["uid"]) == (TID, OWNER_UID)
 
@@ -251,6 +263,46 @@ def test_what_others_hold_outside_is_for_root_to_know(people: People, who: str) 
     assert people.errno_of(who, "foreign") == (None if who == "root" else "EPERM")
 
     assert (people.rig.attribution.looked_at != []) == (who == "root"), "for others nobody looks"
+
+
+@everybody
+def test_what_the_hosts_registers_hold_is_for_root_to_know(people: People, who: str) -> None:
+    assert people.errno_of(who, "host_contents", cpu=0) == (None if who == "root" else "EPERM")
+
+
+@pytest.mark.parametrize("op", ["claim", "fit"])
+@everybody
+def test_a_vcpu_is_claimed_on_by_whom_the_kernel_would_let_watch_its_thread(
+    people: People, who: str, op: str
+) -> None:
+    vcpu = people.vcpu()
+    assert people.errno_of(who, op, **CLAIM, vcpu=vcpu) is None
+
+    people.rig.rights.forbidden.add(people.owner.pid)
+    assert people.errno_of(who, op, **CLAIM, vcpu=vcpu) == (None if who == "root" else "EPERM")
+
+
+@everybody
+def test_a_vcpu_is_made_for_a_thread_and_a_vm_of_ones_own_process(people: People, who: str) -> None:
+    people.vcpu()
+    own_tid = people.clients[who].pid
+    people.rig.machine.start_task(own_tid)
+    vm = people.ask(who, "vm")["vm"]
+
+    assert people.errno_of(who, "vcpu", vm=vm, number=1, tid=TID) == "EPERM"
+    assert people.errno_of(who, "vcpu", vm=vm, number=1, tid=own_tid) is None
+    assert people.errno_of(who, "vcpu", vm=1, number=2, tid=own_tid) == (None if who == "owner" else "EPERM")
+
+
+@everybody
+def test_only_the_vmm_speaks_for_its_vcpu(people: People, who: str) -> None:
+    vcpu = people.vcpu()
+    people.ask("owner", "claim", **CLAIM, vcpu=vcpu)
+
+    expected = None if who == "owner" else "EPERM"
+    assert people.errno_of(who, "vcpu_loaded", vcpu=vcpu, version=1) == expected
+    assert people.errno_of(who, "vcpu_hit", vcpu=vcpu, resources=[2], ip=1) == expected
+    assert people.errno_of(who, "vcpu_report", vcpu=vcpu, entries=1) == expected
 
 
 @everybody

@@ -28,7 +28,7 @@ EVERY_REQUEST: list[dict[str, Any]] = [
     | {"tid": 812, "cpus": [0, 3], "user": False, "delivery": "count", "user_chain": True}
     | {"kernel_chain": True, "ring_bytes": 4096, "kind": "kgdb", "label": "the list", "deadline_ns": 77}
     | {"across_exec": True, "guard": 500, "only_pid": 900, "priority": -5, "wait_until_ns": 99}
-    | {"armed_by": "tracer", "placeholder": False},
+    | {"armed_by": "tracer", "placeholder": False, "over_report": True, "vcpu": 5},
     {"op": "release", "id": 1, "epoch": 2, "claim": 3, "deadline_ns": 7},
     {"op": "counts", "id": 1, "epoch": 2, "claim": 3, "deadline_ns": 7},
     {"op": "slots", "id": 1, "epoch": 2, "after": 5, "most": 1000, "deadline_ns": 7},
@@ -46,6 +46,14 @@ EVERY_REQUEST: list[dict[str, Any]] = [
     {"op": "taken", "id": 1, "epoch": 2, "claim": 3, "deadline_ns": 7},
     {"op": "take_failed", "id": 1, "epoch": 2, "claim": 3, "errno": 28, "deadline_ns": 7},
     {"op": "why", "id": 1, "epoch": 2, "errno": "ENOSPC", "deadline_ns": 7},
+    {"op": "plan", "id": 1, "epoch": 2, "address": 3, "length": 7, "access": "w", "user": False, "deadline_ns": 7},
+    {"op": "vm", "id": 1, "epoch": 2, "label": "guest", "deadline_ns": 7},
+    {"op": "vcpu", "id": 1, "epoch": 2, "vm": 1, "number": 3, "tid": 812, "strategy": "always-x86", "profile": "intel"},
+    {"op": "vcpu_loaded", "id": 1, "epoch": 2, "vcpu": 1, "version": 3, "errno": 22, "deadline_ns": 7},
+    {"op": "vcpu_hit", "id": 1, "epoch": 2, "vcpu": 1, "resources": [3, 4], "ip": 5, "kernel": False, "deadline_ns": 7},
+    {"op": "vcpu_report", "id": 1, "epoch": 2, "vcpu": 1, "entries": 3, "switches": 2, "traps": 1, "owner": "guest"},
+    {"op": "vms", "id": 1, "epoch": 2, "deadline_ns": 7},
+    {"op": "host_contents", "id": 1, "epoch": 2, "cpu": 3, "tid": 812, "deadline_ns": 7},
 ]
 
 

@@ -21,18 +21,25 @@ from hwbp.status_page import StatusPage, Thread, open_page, page_path
 from hwbp.syntax import Event, parse_event
 from hwbp.values import (
     Capabilities,
+    Contents,
     Counts,
     Enabled,
     Ended,
     Fit,
+    Plan,
     Slots,
+    VcpuRow,
+    VmRow,
     Why,
+    contents_of,
     cpus_of,
     pieces_of,
+    pools_of,
     resources_of,
     value_of,
     waiting_of,
 )
+from hwbp.vmm import Vm
 from hwbp.watch import Watch, deadline_after
 
 
@@ -46,6 +53,7 @@ class Asked(TypedDict, total=False):
     kernel: bool
     tid: int
     pid: int
+    vcpu: int
     only_pid: int
     cpus: Iterable[int] | None
     across_exec: bool
@@ -57,6 +65,7 @@ class Asked(TypedDict, total=False):
     user_chain: bool
     kernel_chain: bool
     ring_bytes: int
+    over_report: bool
 
 
 class Client:
@@ -101,6 +110,7 @@ class Client:
         kernel: bool = True,
         tid: int = 0,
         pid: int = 0,
+        vcpu: int = 0,
         only_pid: int = 0,
         cpus: Iterable[int] | None = None,
         across_exec: bool = False,
@@ -113,6 +123,7 @@ class Client:
         user_chain: bool = False,
         kernel_chain: bool = False,
         ring_bytes: int = 0,
+        over_report: bool = False,
     ) -> Watch:
         """
         Claim a slot for an event, or for ``address``, ``length``, ``access``, ``user`` and ``kernel``.
@@ -127,6 +138,8 @@ class Client:
         :param length: bytes; None for what the machine has as its default for that access.
         :param tid: the thread to watch; 0 for none.
         :param pid: the process to watch: all its threads, those born later too; 0 for none.
+        :param vcpu: a vCPU of somebody's virtual machine, by its id (``vms``); its VMM loads what is claimed there, and
+            tells of the hits. 0 for none.
         :param only_pid: of a CPU-wide claim, deliver only the hits of this process: the way to watch one with very
             many threads.
         :param cpus: CPU-wide on these, or the thread only while it runs there; None for all.
@@ -140,6 +153,8 @@ class Client:
         :param wait: seconds to wait for room; 0 for not at all. The daemon bounds it.
         :param delivery: "hits", "count" (only counted) or "hold" (the slot is held and not armed).
         :param ring_bytes: per leg, a power of two, at least a page; 0 for the daemon's setting.
+        :param over_report: take hits of bytes beside the span, too, where that saves slots; a hit does not say which
+            byte it was.
         :raises BadSyntax: when ``event`` is text and no event.
         :raises WaitTimedOut: when no room came in time.
         :raises HwbpError: the refusal, with its holders.
@@ -154,6 +169,7 @@ class Client:
             kernel=kernel,
             tid=tid,
             pid=pid,
+            vcpu=vcpu,
             only_pid=only_pid,
             cpus=cpus,
             across_exec=across_exec,
@@ -165,6 +181,7 @@ class Client:
             user_chain=user_chain,
             kernel_chain=kernel_chain,
             ring_bytes=ring_bytes,
+            over_report=over_report,
         )
         return _granted(pending)
 
@@ -230,6 +247,7 @@ class Client:
         kernel: bool = True,
         tid: int = 0,
         pid: int = 0,
+        vcpu: int = 0,
         only_pid: int = 0,
         cpus: Iterable[int] | None = None,
         across_exec: bool = False,
@@ -237,6 +255,7 @@ class Client:
         kind: str = "perf",
         priority: int = 0,
         delivery: str = "hits",
+        over_report: bool = False,
     ) -> Fit:
         """
         Return whether a claim with these arguments (see ``claim``) would fit now, and if not, who is in the way.
@@ -247,12 +266,33 @@ class Client:
             does not exist, or one that is not permitted.
         """
         asked = self._event(event, address, length, access, user, kernel)
-        others = Asked(tid=tid, pid=pid, only_pid=only_pid, cpus=cpus, across_exec=across_exec, guard=guard)
-        others |= Asked(kind=kind, priority=priority, delivery=delivery)
+        others = Asked(tid=tid, pid=pid, vcpu=vcpu, only_pid=only_pid, cpus=cpus, across_exec=across_exec)
+        others |= Asked(guard=guard, kind=kind, priority=priority, delivery=delivery, over_report=over_report)
         reply = self._connection.request("fit", **(_said(others) | _event_fields(asked)))
         if reply["fits"]:
-            return Fit(True, pieces_of(reply), first=reply.get("sentence", ""))
-        return Fit(False, pieces_of(reply), refusal_of(reply))
+            return Fit(True, pieces_of(reply), None, reply.get("sentence", ""), reply.get("over_reported", 0))
+        return Fit(False, pieces_of(reply), refusal_of(reply), over_reported=reply.get("over_reported", 0))
+
+    def plan(
+        self,
+        event: str | Event | None = None,
+        *,
+        address: int | None = None,
+        length: int | None = None,
+        access: str = "rw",
+        user: bool = True,
+        kernel: bool = True,
+        over_report: bool = False,
+    ) -> Plan:
+        """
+        Return which slots an event takes, whoever has them now and whatever it is to watch.
+
+        :raises BadClaim: when it takes more slots than a CPU has, or is nothing that a slot can hold; ``NotSupported``
+            when those of other CPUs could.
+        """
+        asked = _event_fields(self._event(event, address, length, access, user, kernel))
+        reply = self._connection.request("plan", **(asked | ({"over_report": True} if over_report else {})))
+        return value_of(Plan, reply, pieces=pieces_of(reply))
 
     def release(self, claim_id: int) -> Counts:
         """
@@ -340,7 +380,8 @@ class Client:
 
     def capabilities(self) -> Capabilities:
         """Return what the daemon's machine can do."""
-        return value_of(Capabilities, self._connection.request("capabilities"))
+        reply = self._connection.request("capabilities")
+        return value_of(Capabilities, reply, pools_on=pools_of(reply.get("pools_on", ())))
 
     def why(self, claim_id: int = 0, errno: str = "") -> Why:
         """
@@ -390,6 +431,45 @@ class Client:
         """
         fields = ({} if cpu is None else {"cpu": cpu}) | ({"tid": tid} if tid else {})
         return value_of(Enabled, self._connection.request("enabled", **fields))
+
+    # --- virtual machines --------------------------------------------------------------------------------------------
+
+    def vm(self, label: str = "") -> Vm:
+        """
+        Say that this process has a virtual machine, for as long as the session lasts; its ``vcpu`` makes vCPUs.
+
+        :raises LimitReached: when this session has too many.
+        """
+        reply = self._connection.request("vm", **({"label": label} if label else {}))
+        self._connection.kgdb_claims = reply.get("kgdb", 0)
+        return Vm(self._connection, int(reply["vm"]))
+
+    def vm_of(self, vm_id: int) -> Vm:
+        """Return a virtual machine of another session of this process, to make vCPUs of it in this one."""
+        return Vm(self._connection, vm_id)
+
+    def vms(self) -> tuple[VmRow, ...]:
+        """Return every virtual machine with its vCPUs, as their VMMs have said."""
+        return tuple(
+            value_of(VmRow, row, vcpus=tuple(value_of(VcpuRow, vcpu) for vcpu in row["vcpus"]))
+            for row in self._connection.request("vms")["vms"]
+        )
+
+    def host_contents(self, cpu: int, tid: int = 0) -> Contents:
+        """
+        Return what the host's registers hold on a CPU, by the daemon's books, while a thread runs there; for root.
+
+        Linux may have it in registers of other numbers, and what is armed outside the daemon is not in it.
+
+        :param tid: 0 for whatever thread has nothing of its own.
+        :raises NotPermitted: to others; ``CpuOffline``; ``TargetGone``.
+        """
+        return contents_of(self._connection.request("host_contents", cpu=cpu, **({"tid": tid} if tid else {})))
+
+    @property
+    def kgdb_claims(self) -> int:
+        """How many claims of kgdb have registers of the host, as last heard by this client, which has a ``vm``."""
+        return self._connection.kgdb_claims
 
     # --- following ---------------------------------------------------------------------------------------------------
 
@@ -447,7 +527,9 @@ class Client:
         return self._default_lengths[access]
 
 
-_UNSAID = {"pid": 0, "only_pid": 0, "cpus": None, "across_exec": False, "guard": None, "priority": 0}
+_UNSAID = {"pid": 0, "vcpu": 0, "only_pid": 0, "cpus": None, "across_exec": False, "guard": None, "priority": 0} | {
+    "over_report": False
+}
 
 
 def _event_fields(event: Event) -> dict[str, Any]:

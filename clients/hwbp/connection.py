@@ -71,6 +71,8 @@ class Connection:
         self._reply: dict[str, Any] | None = None
         self._notices = 0
         self._inboxes: dict[int, Inbox] = {}
+        self.told_of_vcpu: dict[int, dict[str, Any] | None] = {}  # vCPUs of this session: what to load, if anything
+        self.kgdb_claims = 0  # claims of kgdb that have registers of the host, as last heard
         self._looked_into: set[int] = set()  # claims of which it will be told, after their end, who took their slot
         try:
             self.welcome = self._hello(name)
@@ -239,6 +241,10 @@ class Connection:
             case "decision":
                 if self.decisions is not None:
                     self.decisions.keep(message)
+            case "registers":
+                self.told_of_vcpu[message["vcpu"]] = message
+            case "kgdb":
+                self.kgdb_claims = message["claims"]
             case "closing":
                 self._end(Ended("closing", message["sentence"]))
             case "lost" if message.get("cpu") is None:
@@ -259,7 +265,7 @@ class Connection:
                 inbox.granted = message
             case "lost":
                 inbox.change(_change(message["reason"], message))
-            case "guarded" | "revoke" | "spared" | "suspended" | "resumed" | "contended" as what:
+            case "guarded" | "revoke" | "spared" | "suspended" | "resumed" | "contended" | "loaded" as what:
                 inbox.change(_change(what, message))
             case "foreign":
                 inbox.change(_change("foreign", message))

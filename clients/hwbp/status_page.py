@@ -40,6 +40,7 @@ EPOCH_AT: Final = 8
 VALID_UNTIL_S_AT: Final = 9
 EVERYWHERE_AT: Final = 10
 CHANGES_AT: Final = 11
+KGDB_AT: Final = 13
 HEADER_BYTES: Final = 4096
 ARMED_MASK: Final = 0xFFFF
 REGISTRATION_SHIFT: Final = 32
@@ -98,6 +99,11 @@ class StatusPage:
         """A number that is another one once any count has changed."""
         return self.words[CHANGES_AT]
 
+    @property
+    def kgdb_claims(self) -> int:
+        """How many claims of kgdb have registers, which it takes without asking; what it does outside is not known."""
+        return self.words[KGDB_AT]
+
     def enabled(self, cpu: int) -> Answer:
         """
         Answer for a CPU, whatever runs there: its CPU-wide breakpoints, not those of any thread.
@@ -143,6 +149,11 @@ class Thread:
         self._everywhere = page._everywhere
         self._cpus = page._cpus
         self._valid_until_s = page._valid_until_s
+
+    @property
+    def page(self) -> StatusPage:
+        """The page that its answers come from."""
+        return self._page
 
     @property
     def is_registered(self) -> bool:

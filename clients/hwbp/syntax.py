@@ -18,10 +18,10 @@ EXAMPLE = "mem:0x404040/8:w:u"
 
 _PREFIX = "mem:"
 _U64_MAX = 2**64 - 1
-_LENGTH_MAX = 2**31  # the protocol's
+_LENGTH_MAX = 2**32  # the protocol's
 _CPU_MAX = 8191  # the largest number a Linux kernel can be built for
 _ADDRESS = re.compile(r"0[xX][0-9a-fA-F]{1,16}(?![0-9a-zA-Z])|[0-9]{1,20}(?![0-9a-zA-Z])")
-_LENGTH = re.compile(r"/([0-9]{1,10})(?![0-9])")
+_LENGTH = re.compile(r"/([0-9]{1,20})(?![0-9a-zA-Z])")
 _LETTERS = re.compile(r":([^:/]*)")
 
 

@@ -53,6 +53,25 @@ class Fit:
     pieces: tuple[Piece, ...]
     refusal: HwbpError | None = None
     first: str = ""
+    over_reported: int = 0  # bytes beside the span whose accesses are reported, too
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which slots an event takes, whoever has them now; ``slots`` and ``pools`` are by the pool's name."""
+
+    pieces: tuple[Piece, ...]
+    slots: Mapping[str, int]  # how many it takes
+    pools: Mapping[str, int]  # how many every CPU has
+    over_reported: int = 0  # bytes beside the span whose accesses are reported, too
+
+
+@dataclass(frozen=True, slots=True)
+class PoolsRow:
+    """CPUs that have the same number of slots."""
+
+    cpus: tuple[int, ...]
+    pools: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +97,7 @@ class Change:
     - "resumed": it has its slots and reports again; with ``cpu``, on that CPU, which is back;
     - "offline": the CPU went offline, and the slot there with it;
     - "contended": somebody was refused, or waits, because of it;
+    - "loaded": of a claim on a vCPU: its VMM has it in force from the next entry on;
     - "foreign": who outside hwbpd took the slot that its tracer was about to take, as far as could be found out.
 
     ``holders``: whom it is about: who wants the room, or who took it.
@@ -128,7 +148,7 @@ class ClaimRow:
 
 @dataclass(frozen=True, slots=True)
 class ResourceRow:
-    """One held slot and the claims that ride on it. It belongs to a thread, to a process, or with neither to CPUs."""
+    """One held slot and its claims. It belongs to a thread, to a process, to a vCPU, or with none of them to CPUs."""
 
     resource: int
     address: int | None  # None for those who may not see it
@@ -142,11 +162,12 @@ class ResourceRow:
     cpus: tuple[int, ...] | None  # None for all
     claims: tuple[ClaimRow, ...]
     pid: int = 0  # a process, which has this slot on each of its threads; 0 for none
+    vcpu: int = 0  # a vCPU, whose slots are no CPU's; 0 for none
 
     @property
     def is_cpu_wide(self) -> bool:
         """Whether it counts for everything that runs on its CPUs."""
-        return not (self.tid or self.pid)
+        return not (self.tid or self.pid or self.vcpu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +178,7 @@ class CpuRow:
     online: bool
     cpu_wide: Mapping[str, int]
     busiest_task: Mapping[str, int]
+    slots: Mapping[str, int] = field(default_factory=dict)  # that it has, where that is not what every CPU has
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +205,7 @@ class WaitingRow:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Who holds what, and who waits, in the order of the queue. ``pools``: pool name -> slots per CPU."""
+    """Who holds what, and who waits, in the order of the queue. ``pools``: pool name -> slots that every CPU has."""
 
     pools: Mapping[str, int]
     cpus: tuple[CpuRow, ...]
@@ -192,8 +214,71 @@ class Slots:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotRow:
+    """What one slot holds; ``number`` counts from 0 in each pool."""
+
+    resource: int
+    pool: str
+    number: int
+    address: int
+    length: int
+    access: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """
+    What registers hold, or are to hold.
+
+    ``registers``: register name -> value, for those that differ from what they hold after a reset; empty where the
+    daemon has no model of them. ``version``: of what a VMM is told; 0 elsewhere.
+    """
+
+    version: int
+    slots: tuple[SlotRow, ...]
+    registers: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuRow:
+    """
+    A vCPU. ``loaded``: whether its VMM has said that it has loaded all there is. The VMM's own counts come last:
+    ``owner`` is whose registers are in force in the guest, as it said, "" before it said anything.
+    """
+
+    vcpu: int
+    number: int
+    tid: int
+    strategy: str
+    pools: Mapping[str, int]
+    held: Mapping[str, int]
+    loaded: bool
+    owner: str = ""
+    entries: int = 0
+    switches: int = 0
+    traps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VmRow:
+    """A virtual machine, and the process that has it."""
+
+    vm: int
+    label: str
+    pid: int
+    comm: str
+    uid: int
+    vcpus: tuple[VcpuRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What the daemon's machine can do. ``registers`` and ``limits`` are as docs/protocol.md describes them."""
+    """
+    What the daemon's machine can do. ``registers`` and ``limits`` are as docs/protocol.md describes them.
+
+    ``pools``: slots that every CPU has, and so a claim that may run anywhere can count on; ``pools_on``: those that
+    each has, where they differ.
+    """
 
     machine: str
     backend: str
@@ -203,6 +288,7 @@ class Capabilities:
     cpus_online: tuple[int, ...]
     registers: Mapping[str, Any] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
+    pools_on: tuple[PoolsRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +322,12 @@ def value_of(shape: type[Value], message: Mapping[str, Any], **changes: Any) -> 
         raise BadMessage(f"the daemon's answer is not complete: {error}") from error
 
 
+def contents_of(message: Mapping[str, Any]) -> Contents:
+    """Return what a ``registers`` notice or a ``host_contents`` reply says."""
+    slots = tuple(value_of(SlotRow, slot) for slot in message["slots"])
+    return Contents(message.get("version", 0), slots, dict(message["registers"]))
+
+
 def pieces_of(reply: Mapping[str, Any]) -> tuple[Piece, ...]:
     """Return the ``pieces`` of a ``granted`` or ``fit`` reply."""
     return tuple(value_of(Piece, message) for message in reply["pieces"])
@@ -244,6 +336,11 @@ def pieces_of(reply: Mapping[str, Any]) -> tuple[Piece, ...]:
 def cpus_of(messages: Sequence[Mapping[str, Any]]) -> tuple[CpuRow, ...]:
     """Return the ``cpus`` of a ``slots`` reply."""
     return tuple(value_of(CpuRow, message) for message in messages)
+
+
+def pools_of(messages: Sequence[Mapping[str, Any]]) -> tuple[PoolsRow, ...]:
+    """Return the ``pools_on`` of a ``capabilities`` reply."""
+    return tuple(value_of(PoolsRow, message) for message in messages)
 
 
 def waiting_of(messages: Sequence[Mapping[str, Any]]) -> tuple[WaitingRow, ...]:

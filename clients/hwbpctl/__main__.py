@@ -20,18 +20,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hwbpctl import kvm
 from hwbpctl.options import (
     All,
     Argv,
     ClaimId,
     Cpus,
-    Event,
     Events,
     Guard,
     Kind,
     Label,
     Nonblock,
+    OneEvent,
     OnlyPid,
+    OverReport,
     Pid,
     Priority,
     Tid,
@@ -50,6 +52,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # its boxes would reflow the lines that point into an event
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(kvm.app, name="kvm", no_args_is_help=True)
 
 # A command's own options must not be taken for ours: parsing ends at its name.
 _WITH_COMMAND = {"allow_interspersed_args": False}
@@ -130,23 +134,50 @@ def rearm(context: typer.Context, claim: ClaimId) -> None:
 @app.command()
 def fit(
     context: typer.Context,
-    event: Event,
+    event: Annotated[str | None, typer.Argument(metavar="EVENT", help="as for watch")] = None,
+    option: OneEvent = None,
     tid: Tid = 0,
     pid: Pid = 0,
     cpus: Cpus = "",
     every_cpu: All = False,
     kind: Kind = "perf",
     priority: Priority = 0,
+    over_report: OverReport = False,
 ) -> None:
-    """Tell whether a claim would fit now, with which slots, or who is in the way. Nothing is taken."""
-    job = _job(context, [event], tid, pid, cpus, every_cpu, None, kind=kind)
+    """
+    Tell which slots an event takes; with a target, whether a claim would fit there now, or who is in the way.
+
+    Nothing is taken.
+    """
+    asked = event if option is None else option
+    if asked is None or (event is not None and option is not None):
+        raise typer.BadParameter("name one event, as in fit mem:0x404040/8:w")
+    if not (tid or pid or cpus or every_cpu):
+        _plan(context, asked, over_report)
+        return
+    job = _job(context, [asked], tid, pid, cpus, every_cpu, None, kind=kind, over_report=over_report)
     with _client(context) as client:
         from hwbpctl import render
         from hwbpctl.watching import REFUSED
 
-        value = client.fit(job.events[0], tid=tid, pid=pid, cpus=job.cpus, kind=kind, priority=priority)
+        target = {"tid": tid, "pid": pid, "cpus": job.cpus}
+        value = client.fit(job.events[0], **target, kind=kind, priority=priority, over_report=over_report)
         _answer(context, value, lambda: render.fit(value, job.of_what))
     raise typer.Exit(0 if value.fits else REFUSED)
+
+
+def _plan(context: typer.Context, text: str, over_report: bool) -> None:
+    from hwbp import syntax
+
+    try:
+        event = syntax.parse_event(text)
+    except syntax.BadSyntax as error:
+        raise typer.BadParameter(str(error)) from error
+    with _client(context) as client:
+        from hwbpctl import render
+
+        value = client.plan(event, over_report=over_report)
+        _answer(context, value, lambda: render.plan(value))
 
 
 @app.command()
@@ -236,12 +267,13 @@ def watch(
     label: Label = "",
     count: Annotated[int | None, typer.Option("-c", "--count", min=1, help="stop after so many hits")] = None,
     callchain: Annotated[bool, typer.Option("--callchain", help="with the call chain of each hit")] = False,
+    over_report: OverReport = False,
     argv: Argv = None,
 ) -> None:
     """Print each hit, until Ctrl-C or the end of the target."""
     if only_pid and (tid or pid or not (cpus or every_cpu)):
         raise typer.BadParameter("--only-pid picks from what all of a CPU does; it goes with -a or -C")
-    how = _how(kind, label, priority, wait, nonblock)
+    how = _how(kind, label, priority, wait, nonblock) | {"over_report": over_report}
     job = _job(context, event, tid, pid, cpus, every_cpu, argv, **how, guard=guard, only_pid=only_pid)
     with _refusals(context):
         from hwbpctl import watching
@@ -264,10 +296,11 @@ def stat(
     nonblock: Nonblock = False,
     label: Label = "",
     timeout: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="stop then")] = None,
+    over_report: OverReport = False,
     argv: Argv = None,
 ) -> None:
     """Count hits, until Ctrl-C or the end of the target."""
-    how = _how(kind, label, priority, wait, nonblock)
+    how = _how(kind, label, priority, wait, nonblock) | {"over_report": over_report}
     job = _job(context, event, tid, pid, cpus, every_cpu, argv, **how, guard=guard)
     with _refusals(context):
         from hwbpctl import watching
@@ -288,10 +321,11 @@ def hold(
     wait: Wait = None,
     nonblock: Nonblock = False,
     label: Label = "",
+    over_report: OverReport = False,
     argv: Argv = None,
 ) -> None:
     """Keep slots without using them, until Ctrl-C or while a command runs."""
-    how = _how(kind, label, priority, wait, nonblock)
+    how = _how(kind, label, priority, wait, nonblock) | {"over_report": over_report}
     job = _job(context, event, tid, pid, cpus, every_cpu, argv, **how)
     with _refusals(context):
         from hwbpctl import watching

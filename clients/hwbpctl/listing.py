@@ -36,19 +36,25 @@ _EVIDENCE = {
 
 def slots(value: Slots, now_ns: int, width: int = WIDTH) -> str:
     """
-    Return who holds what: CPU-wide claims under their CPUs, then the tasks; then who waits for what.
+    Return who holds what: CPU-wide claims under their CPUs, then the tasks, then vCPUs; then who waits for what.
 
     :param now_ns: CLOCK_MONOTONIC, to tell how much of a wait is left.
     """
     groups = [(_cpus_title(value.pools, rows), held) for rows, held in _cpu_groups(value)]
     tasks: dict[tuple[int, int, tuple[int, ...] | None], list[ResourceRow]] = {}
     for resource in value.resources:
-        if not resource.is_cpu_wide:
+        if not (resource.is_cpu_wide or resource.vcpu):
             tasks.setdefault((resource.pid, resource.tid, resource.cpus), []).append(resource)
     for (pid, tid, cpus), held in sorted(tasks.items(), key=lambda task: task[0][0] or task[0][1]):
         on = "" if cpus is None else f" on cpu {format_cpus(cpus)}"
         each = " on each of its threads" if pid else ""
         groups.append((f"{f'pid {pid}' if pid else f'tid {tid}'}{on}: {plural(len(held), 'slot')}{each}", held))
+
+    vcpus: dict[int, list[ResourceRow]] = {}
+    for resource in value.resources:
+        if resource.vcpu:
+            vcpus.setdefault(resource.vcpu, []).append(resource)
+    groups += [(f"vcpu {vcpu}: {plural(len(held), 'slot')}", held) for vcpu, held in sorted(vcpus.items())]
 
     tables = [[_claim_cells(resource, claim) for resource in held for claim in resource.claims] for _, held in groups]
     text = _grouped([title for title, _ in groups], tables, _HEAD, width)
@@ -111,7 +117,7 @@ def _cpu_groups(value: Slots) -> list[tuple[list[CpuRow], list[ResourceRow]]]:
     for row in value.cpus:
         held = [each for each in wide if (row.online if each.cpus is None else row.cpu in each.cpus)]
         numbers = [each.resource for each in held]
-        look = repr((row.online, sorted(row.cpu_wide.items()), sorted(row.busiest_task.items()), numbers))
+        look = repr((row.online, sorted(row.cpu_wide.items()), sorted(row.busiest_task.items()), numbers, row.slots))
         groups.setdefault(look, ([], held))[0].append(row)
     return list(groups.values())
 
@@ -122,7 +128,8 @@ def _cpus_title(pools: Mapping[str, int], rows: Sequence[CpuRow]) -> str:
     if not row.online:
         return f"{name}: offline"
     parts = []
-    for pool, slots_per_cpu in pools.items():
+    for pool, every_cpu_has in pools.items():
+        slots_per_cpu = row.slots.get(pool, every_cpu_has)
         wide, task = row.cpu_wide.get(pool, 0), row.busiest_task.get(pool, 0)
         kind = "" if len(pools) == 1 else f"{pool} "
         used = f" ({wide} cpu-wide, {task} on the busiest task)" if wide or task else ""

@@ -12,10 +12,10 @@ Events = Annotated[
     list[str],
     typer.Option("-e", "--event", metavar="EVENT", help="mem:ADDRESS[/LENGTH][:ACCESS][:MODIFIERS], as perf writes it"),
 ]
-Event = Annotated[str, typer.Option("-e", "--event", metavar="EVENT", help="as for watch")]
-Tid = Annotated[int, typer.Option("-t", "--tid", metavar="TID", min=0, help="watch this thread")]
+OneEvent = Annotated[str | None, typer.Option("-e", "--event", metavar="EVENT", help="the same, as for watch")]
+Tid = Annotated[int, typer.Option("-t", "--tid", metavar="TID", min=0, help="this thread")]
 Pid = Annotated[
-    int, typer.Option("-p", "--pid", metavar="PID", min=0, help="watch this process: all its threads, and later ones")
+    int, typer.Option("-p", "--pid", metavar="PID", min=0, help="this process: all its threads, and later ones")
 ]
 OnlyPid = Annotated[
     int, typer.Option("--only-pid", metavar="PID", min=0, help="with -a or -C: only what this process does there")
@@ -27,6 +27,9 @@ All = Annotated[bool, typer.Option("-a", "--all-cpus", help="on all CPUs, whatev
 Argv = Annotated[
     list[str] | None,
     typer.Argument(metavar="-- COMMAND", help="run this meanwhile; without -t, -p, -C or -a it is what is watched"),
+]
+OverReport = Annotated[
+    bool, typer.Option("--over-report", help="take hits of bytes beside the event's, too, where that saves slots")
 ]
 Guard = Annotated[
     int | None,

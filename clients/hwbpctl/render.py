@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from typing import Any
 
-from hwbp import Capabilities, Change, Counts, Fit, Hit, HwbpError, Pending, Why, format_cpus
+from hwbp import Capabilities, Change, Counts, Fit, Hit, HwbpError, Pending, Plan, Why, format_cpus
 
 # --- single answers --------------------------------------------------------------------------------------------------
 
 
 def capabilities(value: Capabilities) -> str:
     """Return what the machine's registers can hold."""
-    named = len(value.pools) > 1
-    pools = ", ".join(f"{count} ({pool})" if named else str(count) for pool, count in value.pools.items())
+    everywhere = " wherever it runs; bound to a cpu:" if value.pools_on else ""
     lines = [
         f"machine        {value.machine}",
         f"backend        {value.backend} ({value.architecture})",
-        f"slots per cpu  {pools}",
+        f"slots per cpu  {_per_pool(value.pools)}{everywhere}",
+        *(f"  cpu {format_cpus(row.cpus):<9}{_per_pool(row.pools)}" for row in value.pools_on),
         f"cpus           {format_cpus(value.cpus_online)} online, {format_cpus(value.cpus_possible)} possible",
     ]
     defaults, reports = value.registers.get("default_lengths", {}), value.registers.get("reports", {})
@@ -34,9 +35,17 @@ def capabilities(value: Capabilities) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in value.registers.get("notes", ()))])
 
 
+def _per_pool(pools: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} ({pool})" if len(pools) > 1 else str(count) for pool, count in pools.items())
+
+
 def _ranges(lengths: Sequence[int]) -> str:
-    if len(lengths) > 8:
-        return f"{lengths[0]} to {lengths[-1]}"
+    """Return lengths, ascending, in few words and never other ones."""
+    first, last = lengths[0], lengths[-1]
+    if len(lengths) > 2 and last - first == len(lengths) - 1:
+        return f"{first} to {last}"
+    if len(lengths) > 4 and all(later == 2 * length for length, later in pairwise(lengths)):
+        return f"powers of two from {first} to 2^{last.bit_length() - 1}"
     return ", ".join(map(str, lengths))
 
 
@@ -62,8 +71,7 @@ def counts(value: Counts) -> str:
 
 def fit(value: Fit, of_what: str) -> str:
     """Return whether a claim would fit, with which slots, or who is in the way."""
-    pieces = ", ".join(f"{piece.address:#x}/{piece.length}:{piece.access}" for piece in value.pieces)
-    plan = f"{plural(len(value.pieces), 'slot')} on {of_what}: {pieces}"
+    plan = f"{plural(len(value.pieces), 'slot')} on {of_what}: {_pieces(value)}{_beside(value)}"
     if value.fits:
         first = f", {value.first}" if value.first else ""
         outside = "slots held outside hwbpd show only when a claim is made, or in hwbpctl ls --foreign"
@@ -72,6 +80,27 @@ def fit(value: Fit, of_what: str) -> str:
         return f"does not fit: {plan}"
     holders = [f"  held by {holder}" for holder in value.refusal.holders]
     return "\n".join([f"does not fit: {value.refusal.errno_name}: {value.refusal}", *holders, f"  it takes {plan}"])
+
+
+def plan(value: Plan) -> str:
+    """Return which slots an event takes, of how many that each CPU has."""
+    named = len(value.pools) > 1
+    lines = []
+    for pool, slots in value.slots.items():
+        of_pool = f" {pool}" if named else ""
+        lines.append(f"takes {slots} of the {plural(value.pools[pool], f'{of_pool} slot'.strip())} of a cpu")
+    lines[-1] += f": {_pieces(value)}{_beside(value)}"
+    return "\n".join(lines)
+
+
+def _pieces(value: Fit | Plan) -> str:
+    return ", ".join(f"{piece.address:#x}/{piece.length}:{piece.access}" for piece in value.pieces)
+
+
+def _beside(value: Fit | Plan) -> str:
+    if not value.over_reported:
+        return ""
+    return f"; reports accesses to {plural(value.over_reported, 'byte')} beside what was asked for, too"
 
 
 def change(claim_id: int, event: str, value: Change) -> str:

@@ -60,6 +60,8 @@ def _target(resource: ResourceRow) -> str:
     on = "" if resource.cpus is None else f"cpu {format_cpus(resource.cpus)}"
     if resource.is_cpu_wide:
         return on or "all cpus"
+    if resource.vcpu:
+        return f"vcpu {resource.vcpu}"
     task = f"pid {resource.pid}" if resource.pid else f"tid {resource.tid}"
     return f"{task} {on}".rstrip()
 

@@ -125,7 +125,7 @@ def cpu_lines(slots: Slots, width: int) -> list[Text]:
     """Return the CPUs in as many columns as there is room for; those that look the same stand together."""
     looks: dict[str, list[CpuRow]] = {}
     for row in slots.cpus:
-        look = repr((row.online, sorted(row.cpu_wide.items()), sorted(row.busiest_task.items())))
+        look = repr((row.online, sorted(row.cpu_wide.items()), sorted(row.busiest_task.items()), row.slots))
         looks.setdefault(look, []).append(row)
     names = [printable(f"cpu {format_cpus(row.cpu for row in rows)}") for rows in looks.values()]
     name_width = min(max(map(width_of, names), default=0), max(0, width // 3))
@@ -150,7 +150,8 @@ def _bars(pools: Mapping[str, int], row: CpuRow) -> Text:
     if not row.online:
         return Text("offline", "dim")
     text = Text()
-    for pool, slots in pools.items():
+    for pool, every_cpu_has in pools.items():
+        slots = row.slots.get(pool, every_cpu_has)
         wide, task = row.cpu_wide.get(pool, 0), row.busiest_task.get(pool, 0)
         free = max(0, slots - wide - task)
         text.append(f"{' ' if text.plain else ''}{'' if len(pools) == 1 else printable(pool) + ' '}")

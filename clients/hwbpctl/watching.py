@@ -50,6 +50,7 @@ class Job:
     only_pid: int = 0
     priority: int = 0
     wait_s: float = 0.0
+    over_report: bool = False
 
     @property
     def watches_its_command(self) -> bool:
@@ -149,6 +150,7 @@ def _held(job: Job, delivery: str, timeout_s: float | None = None, **options: An
                     label=job.label,
                     priority=job.priority,
                     delivery=delivery,
+                    over_report=job.over_report,
                     **chains,
                 )
                 watches.append(_granted(job, pending, stop))

@@ -1,20 +1,26 @@
 """
 Does one more slot fit here? Exactly the kernel's rule, and nothing else.
 
-For one pool of S slots per CPU, with C(c) the CPU-wide slots held on CPU c and T(t, c) the slots of task t that count
+For one pool of S(c) slots on CPU c, with C(c) the CPU-wide slots held there and T(t, c) the slots of task t that count
 there, armed or not, n more slots fit
 
-1. CPU-wide on c             iff  C(c) + the greatest T(t, c) of any task t, running there or not, + n <= S
-2. for task t, anywhere      iff  the greatest C(c) + T(t, c) over all CPUs c, + n <= S
-3. for task t, while on c    iff  C(c) + T(t, c) + n <= S
+1. CPU-wide on c             iff  C(c) + the greatest T(t, c) of any task t, running there or not, + n <= S(c)
+2. for task t, anywhere      iff  C(c) + T(t, c) + n <= S(c) on every CPU c there may be
+3. for task t, while on c    iff  C(c) + T(t, c) + n <= S(c)
 4. for a process             iff  2 holds for each of its threads
+
+S is one number on most machines. Where CPUs differ, Linux knows only the least of them, and so keeps to it everywhere;
+by 2 that is what a claim for wherever a task runs comes to here, too, and 1 and 3 have the number of the CPU they are
+for.
+
+A vCPU is another machine, with one CPU and no tasks: for it 1 is all there is, and nothing of the host's counts.
 
 Linux, kernel/events/hw_breakpoint.c; the running kernel is asked by ``tests/judges/oracle.py``. Tasks never compete
 with each other. Addresses are not compared. The kernel refuses the second of two requests that it would also refuse
 together, so several slots for one target, and one slot on several CPUs, are asked for at once.
 
 A policy decides who gets a slot that fits here; it lives elsewhere and never makes more fit. One of them is a number in
-the same formula and so has its place here: a reserve of R slots is the rule with S - R for S.
+the same formula and so has its place here: a reserve of R slots is the rule with S(c) - R for S(c).
 """
 
 from __future__ import annotations
@@ -23,7 +29,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from hwbpd.core.books import Books, PoolBooks
+from hwbpd.core.books import Books
+from hwbpd.core.counts import CpuKind, PoolBooks
 from hwbpd.core.errors import KERNEL_REFUSED, CpuOffline, HeldBack, Holder, NoFreeSlot
 from hwbpd.core.lifecycle import State
 from hwbpd.core.model import Claim, Plan, Pool, Target, Task, format_cpus
@@ -40,7 +47,7 @@ def fits(books: Books, target: Target, plan: Plan) -> None:
     """
     check_cpus(books, target)
     for pool, pieces in Counter(piece.pool for piece in plan.pieces).items():
-        _check_room(books, pool, target, pieces, kept=0)
+        _check_room(books, pool, target, pieces, reserve=0)
 
 
 def check_reserve(books: Books, target: Target, plan: Plan, reserve: int) -> None:
@@ -52,32 +59,44 @@ def check_reserve(books: Books, target: Target, plan: Plan, reserve: int) -> Non
     :raises HeldBack: naming who holds the other slots on the first place where too few would be left.
     """
     for pool, pieces in Counter(piece.pool for piece in plan.pieces).items():
-        kept = kept_free(books.pools[pool], reserve)
-        if kept:
-            _check_room(books, pool, target, pieces, kept)
+        if kept_free(books.counts(pool, target), reserve):
+            _check_room(books, pool, target, pieces, reserve)
 
 
-def kept_free(counts: PoolBooks, reserve: int) -> int:
-    """How many slots of a pool such a reserve keeps free on each CPU."""
-    return min(reserve, max(counts.slots - 1, 0))
+def kept_free(counts: PoolBooks, reserve: int, cpu: int | None = None) -> int:
+    """How many slots of a pool such a reserve keeps free on a CPU; without one, on those that have most."""
+    return min(reserve, max((counts.slots if cpu is None else counts.slots_on(cpu)) - 1, 0))
 
 
-def _check_room(books: Books, pool: Pool, target: Target, pieces: int, kept: int) -> None:
-    """Raise for the first place on which more than all but ``kept`` slots would be held."""
-    counts = books.pools[pool]
-    full = next(full_places(counts, target, pieces + kept), None)
+def never_fits(books: Books, target: Target, plan: Plan, reserve: int) -> bool:
+    """Whether there would be too few slots for it, beside the reserve, even if nobody held any."""
+    for pool, pieces in Counter(piece.pool for piece in plan.pieces).items():
+        counts = books.counts(pool, target)
+        # All CPUs are for a claim CPU-wide on them those online now, and for one on a task those there may be.
+        everywhere = [kind.any_cpu for kind in counts.kinds if kind.online or not target.is_cpu_wide]
+        for cpu in everywhere if target.cpus is None else target.cpus:
+            if pieces > counts.slots_on(cpu) - kept_free(counts, reserve, cpu):
+                return True
+    return False
+
+
+def _check_room(books: Books, pool: Pool, target: Target, pieces: int, reserve: int) -> None:
+    """Raise for the first place on which more would be held than the reserve leaves."""
+    counts = books.counts(pool, target)
+    full = next(full_places(counts, target, pieces, reserve), None)
     if full is None:
         return
     cpu, task = full
+    kept = kept_free(counts, reserve, cpu)
     cpu_wide = counts.held_cpu_wide(cpu)
-    above = counts.slots - kept - pieces - cpu_wide
+    above = counts.slots_on(cpu) - kept - pieces - cpu_wide
     holders, unnamed = _named(books, _in_the_way(books, pool, target, cpu, task, above=above), cpu)
     held = cpu_wide + _held_by_tasks(counts, cpu, task)
     if not kept:
         raise _refusal(counts, pool, target, cpu, held, pieces, holders, unnamed)
     sentence = (
-        f"held back: {kept} of {counts.slots}{_of_pool(pool)} slots on {_where(target, cpu)} are kept free for users "
-        f"outside hwbpd (policy.reserve_slots), {held} held{_wanted(pieces)}{_by_whom(holders, unnamed)}"
+        f"held back: {kept} of {counts.slots_on(cpu)}{_of_pool(pool)} slots on {_where(target, cpu)} are kept free for "
+        f"users outside hwbpd (policy.reserve_slots), {held} held{_wanted(pieces)}{_by_whom(holders, unnamed)}"
     )
     raise HeldBack(sentence, tuple(holders))
 
@@ -91,29 +110,34 @@ def check_cpus(books: Books, target: Target) -> None:
             raise CpuOffline(f"cpu {cpu} is offline; bring it online, or claim on one of {_range(books.online)}")
 
 
-def full_places(counts: PoolBooks, target: Target, pieces: int) -> Iterator[tuple[int, Task | None]]:
+def full_places(
+    counts: PoolBooks, target: Target, pieces: int, reserve: int = 0
+) -> Iterator[tuple[int, Task | None]]:
     """
-    The CPUs on which ``pieces`` more slots for ``target`` are too many, and for which of its threads.
+    The CPUs on which ``pieces`` more slots for ``target`` and a reserve are too many, and for which of its threads.
 
-    One CPU stands for all that have nothing of their own, and one thread for all of a process that have not. A pair may
-    come twice. What it costs to see that there is none does not grow with what there is elsewhere.
+    One CPU stands for all of its kind that have nothing of their own, and one thread for all of a process that have
+    not. A pair may come twice. What it costs to see that there is none does not grow with what there is elsewhere.
     """
-    room = counts.slots - pieces
-    if target.is_cpu_wide:
+    if target.task is None and target.process is None:
         for cpu in _cpus_to_look_at(counts) if target.cpus is None else target.cpus:  # 1
+            room = counts.slots_on(cpu) - kept_free(counts, reserve, cpu) - pieces
             if counts.held_cpu_wide(cpu) + counts.held_by_busiest(cpu) > room:
                 yield cpu, None
         return
     for task in _threads(counts, target):  # 4
         if target.cpus is None:  # 2
-            left = room - counts.held_anywhere(task)
-            if counts.held_cpu_wide(counts.most_cpu_wide()) > left:
-                for cpu in _cpus_with_more(counts, left):
-                    yield cpu, task
+            for kind in counts.kinds:
+                room = kind.slots - kept_free(counts, reserve, kind.any_cpu) - pieces
+                left = room - counts.held_anywhere(task)
+                if counts.held_cpu_wide(counts.most_cpu_wide(kind)) > left:
+                    for cpu in _cpus_with_more(counts, kind, left):
+                        yield cpu, task
             cpus: Iterable[int] = counts.bound.get(task, ())
         else:  # 3
             cpus = target.cpus
         for cpu in cpus:
+            room = counts.slots_on(cpu) - kept_free(counts, reserve, cpu) - pieces
             if counts.held_cpu_wide(cpu) + counts.held_by_task(task, cpu) > room:
                 yield cpu, task
 
@@ -129,22 +153,23 @@ def _threads(counts: PoolBooks, target: Target) -> Iterator[Task]:
 
 
 def _cpus_to_look_at(counts: PoolBooks) -> Iterator[int]:
-    """The online CPUs that have something of their own, and one that stands for all others."""
-    own = {cpu for cpu in (*counts.cpu_wide.keys(), *counts.on_cpu, *counts.not_on) if cpu in counts.online}
+    """The online CPUs that have something of their own, and of each kind one that stands for all others."""
+    own = counts.have_of_their_own()
     yield from own
-    if len(own) < len(counts.online):
-        yield next(cpu for cpu in counts.online if cpu not in own)
+    for kind in counts.kinds:
+        yield from islice((cpu for cpu in kind.online if cpu not in own), 1)
 
 
-def _cpus_with_more(counts: PoolBooks, cpu_wide: int) -> Iterator[int]:
-    """The CPUs with more CPU-wide slots than that, a fullest first; one stands for all that have none of their own."""
-    most = counts.most_cpu_wide()
+def _cpus_with_more(counts: PoolBooks, kind: CpuKind, cpu_wide: int) -> Iterator[int]:
+    """The CPUs of a kind with more CPU-wide slots than that, a fullest first; one for all with none of their own."""
+    most = counts.most_cpu_wide(kind)
     yield most
-    for cpu in {*counts.cpu_wide.above(cpu_wide - counts.everywhere), *counts.not_on} - {most}:
+    partly = (cpu for cpu in counts.not_on if counts.kind_of(cpu) is kind)
+    for cpu in {*kind.cpu_wide.above(cpu_wide - counts.everywhere), *partly} - {most}:
         if counts.held_cpu_wide(cpu) > cpu_wide:
             yield cpu
     if counts.everywhere > cpu_wide:
-        others = (cpu for cpu in counts.online if not counts.cpu_wide[cpu] and cpu not in counts.not_on and cpu != most)
+        others = (cpu for cpu in kind.online if not kind.cpu_wide[cpu] and cpu not in counts.not_on and cpu != most)
         yield from islice(others, 1)
 
 
@@ -161,7 +186,7 @@ def refused_by_the_kernel(
     :param found: who was found outside. They explain, and are never input to admission: the kernel stays the judge.
     """
     pool = plan.pieces[0].pool
-    counts = books.pools[pool]
+    counts = books.counts(pool, target)
     place, task = _fullest_place(counts, target, cpu)
     in_the_way = _in_the_way(books, pool, target, place, task, above=counts.held_by_busiest(place) - 1)
     holders, unnamed = _named(books, in_the_way, place)
@@ -169,9 +194,9 @@ def refused_by_the_kernel(
         holders += found
     else:
         held = counts.held_cpu_wide(place) + _held_by_tasks(counts, place, task)
-        outside = max(1, counts.slots - held - len(plan.pieces) + 1)
+        outside = max(1, counts.slots_on(place) - held - len(plan.pieces) + 1)
         holders.append(Holder(0, "outside hwbpd", 0, "", outside, f"on cpu {place}", evidence=KERNEL_REFUSED))
-    return _refusal(counts, pool, target, place, counts.slots, len(plan.pieces), holders, unnamed)
+    return _refusal(counts, pool, target, place, counts.slots_on(place), len(plan.pieces), holders, unnamed)
 
 
 def _fullest_place(counts: PoolBooks, target: Target, cpu: int | None) -> tuple[int, Task | None]:
@@ -184,9 +209,14 @@ def _fullest_place(counts: PoolBooks, target: Target, cpu: int | None) -> tuple[
         elif target.cpus is not None:
             cpus = target.cpus
         else:
-            cpus = {counts.most_cpu_wide(), *(counts.on_cpu if task is None else counts.bound.get(task, ()))}
+            fullest = (counts.most_cpu_wide(kind) for kind in counts.kinds)
+            cpus = {*fullest, *(counts.on_cpu if task is None else counts.bound.get(task, ()))}
         places += [(place, task) for place in cpus]
-    return max(places, key=lambda at: counts.held_cpu_wide(at[0]) + _held_by_tasks(counts, *at))
+    return min(places, key=lambda at: _room(counts, *at))
+
+
+def _room(counts: PoolBooks, cpu: int, task: Task | None) -> int:
+    return counts.slots_on(cpu) - counts.held_cpu_wide(cpu) - _held_by_tasks(counts, cpu, task)
 
 
 def _held_by_tasks(counts: PoolBooks, cpu: int, task: Task | None) -> int:
@@ -198,13 +228,16 @@ def _in_the_way(
     books: Books, pool: Pool, target: Target, cpu: int, task: Task | None, above: int
 ) -> Iterator[int]:
     """The resources that count against ``target`` there; of tasks in the way of CPU-wide ones, those above a count."""
+    if target.vcpu is not None:
+        yield from books.of_whole(target.vcpu, pool)
+        return
     counts = books.pools[pool]
     yield from books.cpu_wide_on(cpu, pool)
     if task is not None:
         yield from books.of_task(task, cpu, pool)
     elif target.is_cpu_wide:
         for process in counts.process.above(above):
-            yield from books.of_process(process, pool)
+            yield from books.of_whole(process, pool)
         for busy in counts.busy_tasks(cpu, above):
             yield from books.of_task(busy, cpu, pool)
 
@@ -248,7 +281,7 @@ def _refusal(
     holders: list[Holder],
     unnamed: int,
 ) -> NoFreeSlot:
-    counted = f"{held} of {counts.slots} held{_wanted(pieces)}{_by_whom(holders, unnamed)}"
+    counted = f"{held} of {counts.slots_on(cpu)} held{_wanted(pieces)}{_by_whom(holders, unnamed)}"
     return NoFreeSlot(f"no{_of_pool(pool)} slot on {_where(target, cpu)}: {counted}", tuple(holders))
 
 
@@ -257,6 +290,8 @@ def _of_pool(pool: Pool) -> str:
 
 
 def _where(target: Target, cpu: int) -> str:
+    if target.vcpu is not None:
+        return str(target)
     return f"cpu {cpu}" if target.is_cpu_wide else f"{target} (cpu {cpu})"
 
 

@@ -46,6 +46,7 @@ from hwbpd.core.events import (
     HitsCounted,
     LegRefused,
     LegTaken,
+    NotLoaded,
     Probed,
     Rearmed,
     RearmFailed,
@@ -59,6 +60,8 @@ from hwbpd.core.events import (
     TakingRequested,
     TargetEnded,
     Tick,
+    VcpuCame,
+    VcpuWent,
     YieldRequested,
 )
 from hwbpd.core.floods import Floods
@@ -68,6 +71,7 @@ from hwbpd.core.lifecycle import ARMED_BY_US, QUEUED, State, Step, after
 from hwbpd.core.model import ArmedBy, Claim, Pool
 from hwbpd.core.policy import Policy
 from hwbpd.core.tracers import Tracers
+from hwbpd.core.worlds import Worlds
 
 
 class _Asked(Struct, frozen=True):
@@ -79,12 +83,13 @@ class _Asked(Struct, frozen=True):
         return f"{self.claim.owner} asked for {describe(self.claim)}"
 
 
-class Arbiter(GivingWay, Tracers, Floods, Hotplug):
+class Arbiter(Worlds, GivingWay, Tracers, Floods, Hotplug):
     """
     The core of the daemon.
 
     :param slots: how many slots each pool has on a CPU.
     :param possible: every CPU that may ever come online; :param online: those that are.
+    :param slots_on: of CPUs that have other numbers of slots, how many.
     :param rearm_after_ns: how long a flooded claim stays silent before it is armed again by itself; 0 for ever.
     """
 
@@ -95,8 +100,9 @@ class Arbiter(GivingWay, Tracers, Floods, Hotplug):
         online: Iterable[int],
         rearm_after_ns: int = 0,
         policy: Policy | None = None,
+        slots_on: Mapping[int, Mapping[Pool, int]] | None = None,
     ) -> None:
-        super().__init__(slots, possible, online, rearm_after_ns, policy)
+        super().__init__(slots, possible, online, rearm_after_ns, policy, slots_on)
         self._no_room_at: dict[int, int | None] = {}  # claim being attributed -> the CPU where the kernel refused
         self._rearming = {}
         self._together = {}
@@ -125,6 +131,9 @@ class Arbiter(GivingWay, Tracers, Floods, Hotplug):
             ReleaseRequested: self._release_requested,
             Disarmed: self._disarmed,
             TargetEnded: self._target_ended,
+            VcpuCame: self._vcpu_came,
+            VcpuWent: self._vcpu_went,
+            NotLoaded: self._not_loaded,
             SessionEnded: self._session_ended,
             Tick: self._tick,
             Stopping: self._stopping,

@@ -1,191 +1,21 @@
 """
 The one mutable object of the core: who holds what.
 
-It keeps every claim and every held slot, and, per pool, the counts that the kernel's admission rule needs, arranged so
-that nobody pays for what is not involved:
-
-- C, the CPU-wide slots of a CPU: a count per CPU that has some, and one offset for all online CPUs;
-- T, the slots of a task: one count for wherever it runs, and counts per CPU only for tasks that have CPU-bound ones; a
-  process is one count for all its threads, however many there are;
-- each of them also in buckets by value, so that the greatest is found in as many looks as a CPU has slots.
-
-Linux keeps the same counts since commit ecdfb8896f2a ("perf/hw_breakpoint: Optimize toggle_bp_slot() for
-CPU-independent task targets") (in v6.1), with per-CPU copies where we have the offset. We decided against
-its per-CPU histograms of bound tasks on every possible CPU: a task with one bound claim would touch all of them.
+It keeps every claim and every held slot, and per pool how many there are where (``counts.py``).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any
 
+from hwbpd.core.counts import PoolBooks
 from hwbpd.core.lifecycle import ENDED, State
-from hwbpd.core.model import ArmedBy, Claim, Delivery, Piece, Plan, Pool, Process, Resource, Target, Task
+from hwbpd.core.model import ArmedBy, Claim, Delivery, Piece, Plan, Pool, Process, Resource, Target, Task, Vcpu
 from hwbpd.core.story import Story
 
-K = TypeVar("K", bound=Hashable)
-
 ENDED_KEPT = 1000  # claims that are over, kept to answer "why?"
-
-
-class Buckets(Generic[K]):
-    """Keys by a small count: what ``dict[K, int]`` holds, and who has the greatest, both at once."""
-
-    def __init__(self) -> None:
-        self._count: dict[K, int] = {}
-        self._having: list[dict[K, None]] = [{}]  # _having[n]: the keys with count n, for n >= 1, in order of arrival
-
-    def __getitem__(self, key: K) -> int:
-        return self._count.get(key, 0)
-
-    def __len__(self) -> int:
-        return len(self._count)
-
-    def keys(self) -> Iterable[K]:
-        return self._count.keys()
-
-    def set(self, key: K, count: int) -> None:
-        """Give ``key`` that count; nought forgets it."""
-        before = self._count.get(key, 0)
-        if before:
-            del self._having[before][key]
-        if count:
-            while len(self._having) <= count:
-                self._having.append({})
-            self._count[key] = count
-            self._having[count][key] = None
-        elif before:
-            del self._count[key]
-
-    def greatest(self) -> int:
-        """The greatest count, or 0."""
-        for count in range(len(self._having) - 1, 0, -1):
-            if self._having[count]:
-                return count
-        return 0
-
-    def above(self, count: int) -> Iterable[K]:
-        """The keys whose count is greater, the greatest counts first."""
-        for level in range(len(self._having) - 1, max(count, 0), -1):
-            yield from self._having[level]
-
-    def as_dict(self) -> dict[K, int]:
-        return dict(self._count)
-
-
-class PoolBooks:
-    """The counts of one pool."""
-
-    def __init__(self, slots: int, online: set[int]) -> None:
-        self.slots = slots
-        self.online = online  # shared with the other pools
-        self.everywhere = 0  # CPU-wide slots on each online CPU
-        self.not_on: dict[int, int] = {}  # online CPUs that some of these have not come back to
-        self.cpu_wide: Buckets[int] = Buckets()  # and those of single CPUs beside them
-        self.process: Buckets[Process] = Buckets()  # per process: slots that each of its threads has
-        self.own: dict[Task, int] = {}  # per task: slots of its own that follow it wherever it runs
-        self.bound: dict[Task, dict[int, int]] = {}  # per task: slots for single CPUs beside them
-        self.anywhere: Buckets[Task] = Buckets()  # tasks with slots of their own, by own and process's together
-        self.on_cpu: dict[int, Buckets[Task]] = {}  # per CPU: tasks bound there, by all that counts for them there
-        self.threads: dict[Process, dict[Task, None]] = {}  # per process: those of its tasks with slots of their own
-
-    def held_cpu_wide(self, cpu: int) -> int:
-        """C(cpu)."""
-        everywhere = self.everywhere - self.not_on.get(cpu, 0) if cpu in self.online else 0
-        return self.cpu_wide[cpu] + everywhere
-
-    def most_cpu_wide(self) -> int:
-        """A CPU with the greatest C(cpu)."""
-        if self.not_on:
-            return max({*self.cpu_wide.keys(), *self.online}, key=self.held_cpu_wide)
-        return next(iter(self.cpu_wide.above(0)), next(iter(self.online)))
-
-    def held_anywhere(self, task: Task) -> int:
-        """What follows a task wherever it runs."""
-        return self.own.get(task, 0) + (self.process[task.process] if task.process is not None else 0)
-
-    def held_by_task(self, task: Task, cpu: int) -> int:
-        """T(task, cpu)."""
-        bound = self.bound.get(task)
-        return self.held_anywhere(task) + (bound.get(cpu, 0) if bound else 0)
-
-    def held_by_busiest(self, cpu: int) -> int:
-        """The greatest T(task, cpu) of any task."""
-        on_cpu = self.on_cpu.get(cpu)
-        return max(self.anywhere.greatest(), self.process.greatest(), on_cpu.greatest() if on_cpu else 0)
-
-    def busy_tasks(self, cpu: int, above: int) -> Iterable[Task]:
-        """The tasks with slots of their own for which T(task, cpu) is greater than ``above``, each once."""
-        seen = set()
-        on_cpu = self.on_cpu.get(cpu)
-        for task in on_cpu.above(above) if on_cpu else ():
-            seen.add(task)
-            yield task
-        for task in self.anywhere.above(above):
-            if task not in seen:
-                yield task
-
-    def add(self, target: Target, slots: int) -> None:
-        """Count ``slots`` more (or fewer, below 0) for ``target``."""
-        if target.process is not None:
-            self.process.set(target.process, self.process[target.process] + slots)
-            for task in tuple(self.threads.get(target.process, ())):
-                self._recount(task, tuple(self.bound.get(task, ())))
-        elif target.task is not None:
-            if target.cpus is None:
-                self.own[target.task] = self.own.get(target.task, 0) + slots
-            else:
-                bound = self.bound.setdefault(target.task, {})
-                for cpu in target.cpus:
-                    bound[cpu] = bound.get(cpu, 0) + slots
-            self._recount(target.task, tuple(self.bound.get(target.task, ())))
-        elif target.cpus is None:
-            self.everywhere += slots
-        else:
-            for cpu in target.cpus:
-                self.cpu_wide.set(cpu, self.cpu_wide[cpu] + slots)
-
-    def _recount(self, task: Task, cpus: Iterable[int]) -> None:
-        """Bring the buckets in line with what ``task`` holds; forget what it holds no more."""
-        bound = self.bound.get(task, {})
-        for cpu in cpus:
-            on_cpu = self.on_cpu.setdefault(cpu, Buckets())
-            if bound[cpu]:
-                on_cpu.set(task, self.held_anywhere(task) + bound[cpu])
-                continue
-            del bound[cpu]
-            on_cpu.set(task, 0)
-            if not len(on_cpu):
-                del self.on_cpu[cpu]
-        if not bound:
-            self.bound.pop(task, None)
-        if not self.own.get(task):
-            self.own.pop(task, None)
-        has_own = task in self.own or task in self.bound
-        self.anywhere.set(task, self.held_anywhere(task) if has_own else 0)
-        if task.process is None:
-            return
-        if has_own:
-            self.threads.setdefault(task.process, {})[task] = None
-        elif task in self.threads.get(task.process, ()):
-            del self.threads[task.process][task]
-            if not self.threads[task.process]:
-                del self.threads[task.process]
-
-    def dump(self) -> dict[str, Any]:
-        """Everything, as plain values that compare equal when nothing has changed."""
-        return {
-            "everywhere": self.everywhere,
-            "not_on": dict(self.not_on),
-            "cpu_wide": self.cpu_wide.as_dict(),
-            "process": self.process.as_dict(),
-            "own": dict(self.own),
-            "bound": {task: dict(cpus) for task, cpus in self.bound.items()},
-            "anywhere": self.anywhere.as_dict(),
-            "on_cpu": {cpu: tasks.as_dict() for cpu, tasks in self.on_cpu.items()},
-            "threads": {process: set(tasks) for process, tasks in self.threads.items()},
-        }
 
 
 class ClaimRecord:
@@ -232,12 +62,29 @@ class ClaimRecord:
 
 
 class Books:
-    """Who holds what. Only the arbiter changes it."""
+    """
+    Who holds what. Only the arbiter changes it.
 
-    def __init__(self, slots: Mapping[Pool, int], possible: Iterable[int], online: Iterable[int]) -> None:
+    :param slots: how many each pool has on a CPU; :param slots_on: on those CPUs that have other numbers.
+    """
+
+    def __init__(
+        self,
+        slots: Mapping[Pool, int],
+        possible: Iterable[int],
+        online: Iterable[int],
+        slots_on: Mapping[int, Mapping[Pool, int]] | None = None,
+    ) -> None:
         self.possible = frozenset(possible)
         self.online = set(online)
-        self.pools = {pool: PoolBooks(count, self.online) for pool, count in slots.items()}
+        others = slots_on or {}
+        self.pools = {
+            pool: PoolBooks({cpu: others.get(cpu, slots).get(pool, count) for cpu in self.possible}, self.online)
+            for pool, count in slots.items()
+        }
+        # Each a world of its own, with the counts of a machine that has one CPU and no tasks.
+        self.vcpus: dict[Vcpu, dict[Pool, PoolBooks]] = {}
+        self._closing: set[Vcpu] = set()  # those that are over and still have slots to give back
         self.resources: dict[int, Resource] = {}
         self.riders: dict[int, tuple[Claim, ...]] = {}  # per resource
         self.claims: dict[int, ClaimRecord] = {}  # those not over
@@ -247,8 +94,33 @@ class Books:
         self._on_cpu: dict[int, dict[int, None]] = {}  # CPU -> resources CPU-wide on it alone
         self._everywhere: dict[int, None] = {}  # resources CPU-wide on all
         self.absent: dict[int, set[int]] = {}  # per CPU-wide resource: online CPUs where it has no slot
-        self._of: dict[Task | Process, dict[int, None]] = {}
+        self._of: dict[Task | Process | Vcpu, dict[int, None]] = {}
         self._alike: dict[Hashable, dict[int, None]] = {}  # what may be shared -> resources that are that
+
+    # --- worlds ------------------------------------------------------------------------------------------------------
+
+    def counts(self, pool: Pool, target: Target) -> PoolBooks:
+        """The counts of the world that a target is in: the host's, or its vCPU's."""
+        return self.pools[pool] if target.vcpu is None else self.vcpus[target.vcpu][pool]
+
+    def open_world(self, vcpu: Vcpu, slots: Mapping[Pool, int]) -> None:
+        """A vCPU has come, with nothing armed."""
+        assert vcpu not in self.vcpus
+        self.vcpus[vcpu] = {pool: PoolBooks({0: count}, {0}) for pool, count in slots.items()}
+
+    def close_world(self, vcpu: Vcpu) -> None:
+        """A vCPU is over; nobody gets anything of it any more, and it is forgotten once its slots are given back."""
+        self._closing.add(vcpu)
+        self._forget_if_empty(vcpu)
+
+    def has_world(self, target: Target) -> bool:
+        """Whether there is anything to be had there: always, but for a vCPU that is over."""
+        return target.vcpu is None or (target.vcpu in self.vcpus and target.vcpu not in self._closing)
+
+    def _forget_if_empty(self, vcpu: Vcpu) -> None:
+        if vcpu in self._closing and vcpu not in self._of:
+            self._closing.remove(vcpu)
+            del self.vcpus[vcpu]
 
     # --- held slots --------------------------------------------------------------------------------------------------
 
@@ -257,7 +129,7 @@ class Books:
         assert resource.resource_id not in self.resources
         self.resources[resource.resource_id] = resource
         self.riders[resource.resource_id] = riders
-        self.pools[resource.piece.pool].add(resource.target, 1)
+        self.counts(resource.piece.pool, resource.target).add(resource.target, 1)
         for place in self._places(resource.target):
             place[resource.resource_id] = None
         if riders and is_shareable(riders[0]):
@@ -275,12 +147,14 @@ class Books:
             del self._alike[what][resource_id]
             if not self._alike[what]:
                 del self._alike[what]
-        self.pools[resource.piece.pool].add(resource.target, -1)
+        self.counts(resource.piece.pool, resource.target).add(resource.target, -1)
         for place in self._places(resource.target):
             del place[resource_id]
-        whose = resource.target.task or resource.target.process
+        whose = resource.target.whose
         if whose is not None and not self._of[whose]:
             del self._of[whose]
+            if resource.target.vcpu is not None:
+                self._forget_if_empty(resource.target.vcpu)
 
     # --- sharing -----------------------------------------------------------------------------------------------------
 
@@ -352,7 +226,7 @@ class Books:
         resource = self.resources[resource_id]
         counts = self.pools[resource.piece.pool]
         if resource.target.cpus is not None:
-            counts.cpu_wide.set(cpu, counts.cpu_wide[cpu] + slots)
+            counts.add_on(cpu, slots)
             return
         not_on = counts.not_on.pop(cpu, 0) - slots
         if not_on:
@@ -371,16 +245,18 @@ class Books:
             if not absent:
                 self.absent.pop(resource_id, None)
         for counts in self.pools.values():
-            counts.not_on.pop(cpu, None)
+            counts.is_offline(cpu)
 
     def come_online(self, cpu: int) -> None:
         """A CPU is back, and nobody has a slot there yet."""
         self.online.add(cpu)
+        for counts in self.pools.values():
+            counts.is_online(cpu)
         for resource_id in self._everywhere:
             self.leave(resource_id, cpu)
 
     def _places(self, target: Target) -> Iterable[dict[int, None]]:
-        whose = target.task or target.process
+        whose = target.whose
         if whose is not None:
             return (self._of.setdefault(whose, {}),)
         if target.cpus is None:
@@ -406,11 +282,11 @@ class Books:
                 found.append(resource_id)
         return found
 
-    def of_process(self, process: Process, pool: Pool) -> list[int]:
-        """The resources of a whole process."""
+    def of_whole(self, whose: Process | Vcpu, pool: Pool) -> list[int]:
+        """The resources of a whole process, or of a vCPU."""
         return [
             resource_id
-            for resource_id in self._of.get(process, ())
+            for resource_id in self._of.get(whose, ())
             if self.resources[resource_id].piece.pool is pool
         ]
 
@@ -450,6 +326,9 @@ class Books:
             "claims": {claim_id: record.state for claim_id, record in self.claims.items()},
             "sessions": {session_id: list(claims) for session_id, claims in self.sessions.items()},
             "pools": {pool: counts.dump() for pool, counts in self.pools.items()},
+            "vcpus": {
+                vcpu: {pool: counts.dump() for pool, counts in pools.items()} for vcpu, pools in self.vcpus.items()
+            },
         }
 
 

@@ -3,7 +3,7 @@ What the parts of the arbiter share: the books, the queue, who waits for an answ
 
 The arbiter is one state machine. Its parts are classes only to have a file for each subject: claims and their ends
 (``arbiter.py``), giving way (``giving_way.py``), tracers (``tracers.py``), floods (``floods.py``), CPUs that come and
-go (``hotplug.py``).
+go (``hotplug.py``), the worlds of vCPUs (``worlds.py``).
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class Desk:
         online: Iterable[int],
         rearm_after_ns: int = 0,
         policy: Policy | None = None,
+        slots_on: Mapping[int, Mapping[Pool, int]] | None = None,
     ) -> None:
-        self.books = Books(slots, possible, online)
+        self.books = Books(slots, possible, online, slots_on)
         self.queue = Queue()
         self.policy = Policy() if policy is None else policy
         self._rearm_after_ns = rearm_after_ns

@@ -7,7 +7,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from hwbpd.core.errors import Holder
-from hwbpd.core.model import Access, ArmedBy, Kind, Mode, Owner, Plan, Span, Target, Totals
+from hwbpd.core.model import Access, ArmedBy, Kind, Mode, Owner, Plan, Pool, Span, Target, Totals, Vcpu
 
 
 class Event(Struct, frozen=True):
@@ -142,6 +142,27 @@ class TargetEnded(Event, frozen=True):
     execed: bool
 
 
+class VcpuCame(Event, frozen=True):
+    """A VMM has a vCPU, with so many slots of each pool and nothing armed."""
+
+    vcpu: Vcpu
+    slots: dict[Pool, int]
+
+
+class VcpuWent(Event, frozen=True):
+    """Its thread or its VMM's session has ended; nobody has anything there any more."""
+
+    vcpu: Vcpu
+    reason: str
+
+
+class NotLoaded(Event, frozen=True):
+    """A VMM could not load what a resource on its vCPU holds: the kernel said ``errno``."""
+
+    resource_id: int
+    errno: int
+
+
 class FuseBlown(Event, frozen=True):
     """A top-up came too late: the resource has stopped by itself."""
 
@@ -229,6 +250,9 @@ AnyEvent = (
     | ForeignFound
     | HitsCounted
     | TargetEnded
+    | VcpuCame
+    | VcpuWent
+    | NotLoaded
     | FuseBlown
     | RearmRequested
     | Rearmed

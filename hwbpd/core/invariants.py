@@ -19,6 +19,7 @@ def check(books: Books) -> None:
     """Assert every invariant."""
     nothing_is_over_committed(books)
     counts_are_those_of_the_resources(books)
+    each_vcpu_has_what_is_held_on_it(books)
     every_resource_has_a_rider_and_every_rider_its_resources(books)
     sessions_own_their_claims(books)
 
@@ -44,15 +45,19 @@ def nothing_is_over_committed(books: Books) -> None:
     """On no CPU do CPU-wide slots and those of any one task exceed what there is."""
     for pool, counts in books.pools.items():
         for cpu in books.possible:
-            assert 0 <= counts.held_cpu_wide(cpu) <= counts.slots, f"{pool}: cpu {cpu}"
+            assert 0 <= counts.held_cpu_wide(cpu) <= counts.slots_on(cpu), f"{pool}: cpu {cpu}"
             held = counts.held_cpu_wide(cpu) + counts.held_by_busiest(cpu)
-            assert held <= counts.slots, f"{pool}: {held} of {counts.slots} on cpu {cpu}"
+            assert held <= counts.slots_on(cpu), f"{pool}: {held} of {counts.slots_on(cpu)} on cpu {cpu}"
+    for vcpu, pools in books.vcpus.items():
+        for pool, counts in pools.items():
+            assert 0 <= counts.held_cpu_wide(0) <= counts.slots_on(0), f"{pool}: {vcpu}"
 
 
 def counts_are_those_of_the_resources(books: Books) -> None:
     """Every count is the number of resources it stands for."""
     for pool, counts in books.pools.items():
-        resources = [resource for resource in books.resources.values() if resource.piece.pool is pool]
+        of_pool = [resource for resource in books.resources.values() if resource.piece.pool is pool]
+        resources = [resource for resource in of_pool if resource.target.vcpu is None]
         targets = [resource.target for resource in resources]
         everywhere = [one.resource_id for one in resources if one.target.is_cpu_wide and one.target.cpus is None]
         not_on = Counter(cpu for resource_id in everywhere for cpu in books.absent.get(resource_id, ()))
@@ -91,10 +96,22 @@ def counts_are_those_of_the_resources(books: Books) -> None:
         threads = {task for of_one in dump.pop("threads").values() for task in of_one}
         assert dump == expected, f"{pool}: {dump} instead of {expected}"
         assert threads == {task for task in tasks if task.process is not None}, f"{pool}: {threads}"
+        for kind in counts.kinds:
+            online = {cpu for cpu in books.online if counts.kind_of(cpu) is kind}
+            assert kind.online == online, f"{pool}: cpus with {kind.slots} slots"
         for cpu in books.possible:
             by_hand = max((counts.held_by_task(task, cpu) for task in tasks), default=0)
             by_hand = max([by_hand, *of_process.values()])
             assert counts.held_by_busiest(cpu) == by_hand, f"{pool}: the busiest task on cpu {cpu}"
+
+
+def each_vcpu_has_what_is_held_on_it(books: Books) -> None:
+    """A vCPU's counts are its resources, and no vCPU is held on that is not there."""
+    held = Counter((one.target.vcpu, one.piece.pool) for one in books.resources.values() if one.target.vcpu is not None)
+    for vcpu, pools in books.vcpus.items():
+        for pool, counts in pools.items():
+            assert counts.held_cpu_wide(0) == held.pop((vcpu, pool), 0), f"{pool}: {vcpu}"
+    assert not held, f"slots of vcpus that are not there: {held}"
 
 
 def every_resource_has_a_rider_and_every_rider_its_resources(books: Books) -> None:

@@ -89,6 +89,7 @@ class Mode(Struct, frozen=True):
     only_pid: int = 0  # of CPU-wide hits, those of this process
     hide_kernel: bool = False  # where the kernel runs is kept from an owner without privileges
     fuse_hits: int = 0  # stop by itself after so many hits that nobody has answered for; 0: never
+    over_report: bool = False  # hits of bytes beside the span are welcome, where that saves slots
 
 
 class Pool(enum.StrEnum):
@@ -132,9 +133,20 @@ class Task(Struct, frozen=True):
     process: Process | None = None
 
 
+class Vcpu(Struct, frozen=True):
+    """
+    A world of its own: one vCPU of somebody's virtual machine, with slots that are no CPU's of this machine.
+
+    ``thread`` runs it. Its slots are armed by its VMM, whenever it loads what the daemon says.
+    """
+
+    vcpu_id: int
+    thread: Task
+
+
 class Target(Struct, frozen=True):
     """
-    Whose registers a claim is for: a thread, a process, or with neither of them a CPU, whatever runs there.
+    Whose registers a claim is for: a thread, a process, a vCPU, or with none of them a CPU, whatever runs there.
 
     =======  =====  =========================================================
     whose    cpus   meaning
@@ -144,18 +156,27 @@ class Target(Struct, frozen=True):
     task     --     the task, wherever it runs
     task     given  the task, while it runs on one of these CPUs
     process  --     each thread of the process, wherever it runs
+    vcpu     --     the vCPU, wherever its thread runs; no slot of this machine counts
     =======  =====  =========================================================
     """
 
     task: Task | None = None
     cpus: tuple[int, ...] | None = None  # ascending, without repetition
     process: Process | None = None
+    vcpu: Vcpu | None = None
 
     @property
     def is_cpu_wide(self) -> bool:
-        return self.task is None and self.process is None
+        return self.task is None and self.process is None and self.vcpu is None
+
+    @property
+    def whose(self) -> Task | Process | Vcpu | None:
+        """The one whose slots count there; None for whole CPUs."""
+        return self.task or self.process or self.vcpu
 
     def __str__(self) -> str:
+        if self.vcpu is not None:
+            return f"vcpu {self.vcpu.vcpu_id}"
         cpus = "" if self.cpus is None else f"cpu {format_cpus(self.cpus)}"
         if self.process is not None:
             return f"pid {self.process.pid}"

@@ -17,9 +17,9 @@ from collections import Counter
 
 from msgspec import Struct
 
-from hwbpd.core.admission import check_reserve, fits, full_places, kept_free
+from hwbpd.core.admission import check_reserve, fits, full_places, never_fits
 from hwbpd.core.books import Books, ClaimRecord
-from hwbpd.core.errors import CpuOffline, HeldBack, Holder, HwbpError, NoFreeSlot
+from hwbpd.core.errors import CpuOffline, HeldBack, Holder, HwbpError, NoFreeSlot, TargetGone
 from hwbpd.core.lifecycle import ARMED_BY_US
 from hwbpd.core.model import ArmedBy, Claim, Kind, Piece, Plan
 from hwbpd.core.policy import Policy
@@ -45,11 +45,13 @@ class Placement(Struct, frozen=True):
 
 def place(books: Books, queue: Queue, claim: Claim, plan: Plan, policy: Policy) -> Placement:
     """Decide; change nothing."""
+    if not books.has_world(claim.target):
+        return Placement(refusal=TargetGone(f"{claim.target} is over"), hopeless=True)
     shared, reused, rest = _without_room(books, claim, plan)
     if not rest:
         return Placement(tuple(shared), tuple(reused))
     needed = Plan(tuple(rest))
-    reserve = 0 if claim.kind is Kind.KGDB else policy.reserve_slots
+    reserve = reserve_for(claim, policy)
     ahead = None
     if len(queue):
         ahead = queue.blocker(books, claim.target, needed, claim.rank, claim.claim_id, reserve)
@@ -61,7 +63,7 @@ def place(books: Books, queue: Queue, claim: Claim, plan: Plan, policy: Policy) 
     except CpuOffline as refusal:
         return Placement(refusal=refusal, hopeless=True)
     except (NoFreeSlot, HeldBack) as refusal:
-        if _never_fits(books, needed, reserve):
+        if never_fits(books, claim.target, needed, reserve):
             return Placement(refusal=refusal, hopeless=True)
         if ahead is not None:
             return Placement(refusal=refusal)
@@ -78,9 +80,9 @@ def may_have_room(books: Books, claim: Claim, plan: Plan, policy: Policy) -> boo
     way.
     """
     rest = Counter(piece.pool for piece in _without_room(books, claim, plan)[2])
-    reserve = 0 if claim.kind is Kind.KGDB else policy.reserve_slots
+    reserve = reserve_for(claim, policy)
     return not any(
-        any(full_places(books.pools[pool], claim.target, pieces + kept_free(books.pools[pool], reserve)))
+        any(full_places(books.counts(pool, claim.target), claim.target, pieces, reserve))
         for pool, pieces in rest.items()
     )
 
@@ -113,12 +115,9 @@ def _all_reused(books: Books, claim: Claim, plan: Plan) -> list[int]:
     return reused
 
 
-def _never_fits(books: Books, plan: Plan, reserve: int) -> bool:
-    """Whether there would be too few slots for it even on an empty machine."""
-    wanted = Counter(piece.pool for piece in plan.pieces)
-    return any(
-        pieces > books.pools[pool].slots - kept_free(books.pools[pool], reserve) for pool, pieces in wanted.items()
-    )
+def reserve_for(claim: Claim, policy: Policy) -> int:
+    """How many slots a claim has to leave free; of a vCPU's none, as nobody but its VMM has to do with them."""
+    return 0 if claim.kind is Kind.KGDB or claim.target.vcpu is not None else policy.reserve_slots
 
 
 def _may_displace(claim: Claim, other: Claim) -> bool:

@@ -26,7 +26,8 @@ from itertools import islice
 from msgspec import Struct
 
 from hwbpd.core.admission import check_cpus, full_places, kept_free
-from hwbpd.core.books import Books, ClaimRecord, PoolBooks
+from hwbpd.core.books import Books, ClaimRecord
+from hwbpd.core.counts import PoolBooks
 from hwbpd.core.model import Claim, Plan, Pool, Target, Task
 
 LOOKS_MOST = 5_000  # at a place, in one search; some 10 ms
@@ -90,19 +91,19 @@ def victims(
 def _without_room(books: Books, target: Target, plan: Plan, reserve: int) -> Iterator[tuple[int, list[int]]]:
     """Each place where the plan lacks room: how many slots are too few, and the resources that count there."""
     for pool, pieces in Counter(piece.pool for piece in plan.pieces).items():
-        counts = books.pools[pool]
-        wanted = pieces + kept_free(counts, reserve)
+        counts = books.counts(pool, target)
         seen = set()
-        for cpu, only in full_places(counts, target, wanted):
+        for cpu, only in full_places(counts, target, pieces, reserve):
+            wanted = pieces + kept_free(counts, reserve, cpu)
             for task in _tasks_in_the_way(counts, cpu, wanted) if only is None else (only,):
                 if (cpu, task) not in seen:
                     seen.add((cpu, task))
-                    yield _lacking(books, pool, cpu, task, wanted)
+                    yield _lacking(books, pool, target, cpu, task, wanted)
 
 
 def _tasks_in_the_way(counts: PoolBooks, cpu: int, wanted: int) -> Iterator[Task | None]:
     """The tasks whose slots and the CPU-wide ones together are too many there, or None if it takes no task for that."""
-    above = counts.slots - wanted - counts.held_cpu_wide(cpu)
+    above = counts.slots_on(cpu) - wanted - counts.held_cpu_wide(cpu)
     if above < 0:
         yield None
     for process in counts.process.above(above):
@@ -110,14 +111,17 @@ def _tasks_in_the_way(counts: PoolBooks, cpu: int, wanted: int) -> Iterator[Task
     yield from counts.busy_tasks(cpu, above)
 
 
-def _lacking(books: Books, pool: Pool, cpu: int, task: Task | None, wanted: int) -> tuple[int, list[int]]:
-    counts = books.pools[pool]
+def _lacking(
+    books: Books, pool: Pool, target: Target, cpu: int, task: Task | None, wanted: int
+) -> tuple[int, list[int]]:
+    counts = books.counts(pool, target)
     held = counts.held_cpu_wide(cpu)
-    resource_ids = books.cpu_wide_on(cpu, pool)
+    vcpu = target.vcpu
+    resource_ids = books.cpu_wide_on(cpu, pool) if vcpu is None else books.of_whole(vcpu, pool)
     if task is not None:
         held += counts.held_by_task(task, cpu)
         resource_ids += books.of_task(task, cpu, pool)
-    return held + wanted - counts.slots, resource_ids
+    return held + wanted - counts.slots_on(cpu), resource_ids
 
 
 # --- the covering problem --------------------------------------------------------------------------------------------

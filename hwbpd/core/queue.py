@@ -25,7 +25,8 @@ the same time. The price is the second half of 1: W and an earlier one may both 
 
 Those with the same target, pools and rank are one group, of which only the first is looked at. A claim for a thread
 looks at groups for that thread, its process, and whole CPUs. One for a whole CPU concerns every group; it looks at them
-from the first until one holds it up, and at none that is for a thread where even the busiest leaves room for both.
+from the first until one holds it up, and at none that is for a thread where even the busiest leaves room for both. Who
+waits for a vCPU is in nobody's way but those who wait for the same one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from heapq import heapify, heappop, heappush, merge
 
 from hwbpd.core.admission import full_places
 from hwbpd.core.books import Books, ClaimRecord
-from hwbpd.core.model import CLASS, Claim, Kind, Piece, Plan, Pool, Process, Rank, Target, Task
+from hwbpd.core.model import CLASS, Claim, Kind, Piece, Plan, Pool, Process, Rank, Target, Task, Vcpu
 
 _Footprint = tuple[Target, tuple[Pool, ...], Rank]
 _Place = tuple[int, int, int]  # in the queue, the least first
@@ -76,8 +77,8 @@ class Queue:
     def __init__(self) -> None:
         self._records: dict[int, ClaimRecord] = {}
         self._groups: dict[_Footprint, _Group] = {}
-        self._all: _Row = []
-        self._of: dict[Task | Process | None, _Row] = {}  # the same by whom they are for; None: whole CPUs
+        self._all: _Row = []  # of the host
+        self._of: dict[Task | Process | Vcpu | None, _Row] = {}  # by whom they are for, vCPUs too; None: whole CPUs
         self._threads: dict[Process, dict[Task, None]] = {}  # per process: those of its threads that are keys of _of
         self._sizes: Counter[tuple[Pool, int]] = Counter()  # groups not for whole CPUs, by how much of a pool they want
         self._wanting: dict[tuple[Target, Piece], dict[int, None]] = {}
@@ -102,7 +103,7 @@ class Queue:
         group = self._groups.get(footprint)
         if group is None:
             group = self._groups[footprint] = _Group(claim.target, _pieces(record.plan), claim.rank)
-            if not claim.target.is_cpu_wide:
+            if _is_for_a_thread(claim.target):
                 self._sizes.update(group.pieces.items())
         else:
             self._take_out(group)
@@ -124,21 +125,22 @@ class Queue:
             self._put_in(group)
             return
         del self._groups[footprint]
-        if not group.target.is_cpu_wide:
+        if _is_for_a_thread(group.target):
             self._sizes -= Counter(group.pieces.items())  # which also forgets what nobody wants any more
 
     def _put_in(self, group: _Group) -> None:
         """List a group by its first."""
         group.first = _place(group.rank, group.claim_ids[0])
-        whose = _whose(group.target)
+        whose = group.target.whose
         if isinstance(whose, Task) and whose.process is not None:
             self._threads.setdefault(whose.process, {})[whose] = None
-        for row in (self._all, self._of.setdefault(whose, [])):
+        self._of.setdefault(whose, [])
+        for row in self._rows(group):
             insort(row, (group.first, group))
 
     def _take_out(self, group: _Group) -> None:
-        whose = _whose(group.target)
-        for row in (self._all, self._of[whose]):
+        whose = group.target.whose
+        for row in self._rows(group):
             del row[bisect_left(row, (group.first, group))]
         if self._of[whose]:
             return
@@ -147,6 +149,10 @@ class Queue:
             del self._threads[whose.process][whose]
             if not self._threads[whose.process]:
                 del self._threads[whose.process]
+
+    def _rows(self, group: _Group) -> tuple[_Row, ...]:
+        own = self._of[group.target.whose]
+        return (own,) if group.target.vcpu is not None else (self._all, own)
 
     def blocker(
         self, books: Books, target: Target, plan: Plan, rank: Rank, claim_id: int, reserve: int = 0
@@ -216,8 +222,10 @@ class Queue:
 
         With ``spare`` only those for whole CPUs.
         """
-        keys: list[Task | Process | None] = [None]
-        if target.process is not None:
+        keys: list[Task | Process | Vcpu | None] = [None]
+        if target.vcpu is not None:
+            keys = [target.vcpu]
+        elif target.process is not None:
             keys += [target.process, *self._threads.get(target.process, ())]
         elif target.task is not None:
             keys += [target.task] if target.task.process is None else [target.task, target.task.process]
@@ -252,7 +260,7 @@ def _too_many(books: Books, target: Target, pieces: Counter[Pool], group: _Group
     if group.rank[0] == CLASS[Kind.KGDB]:
         reserve = 0
     for pool in pieces.keys() & group.pieces.keys():
-        counts = books.pools[pool]
+        counts = books.counts(pool, meet)
         wanted = pieces[pool] + group.pieces[pool] + reserve
         if any(not only_online or cpu in books.online for cpu, _ in full_places(counts, meet, wanted)):
             return True
@@ -266,7 +274,7 @@ def _meet(books: Books, one: Target, other: Target) -> Target:
     else:
         cpus = tuple(cpu for cpu in one.cpus if cpu in other.cpus)
     task = one.task or other.task
-    return Target(task, cpus, None if task is not None else one.process or other.process)
+    return Target(task, cpus, None if task is not None else one.process or other.process, one.vcpu)
 
 
 def _in_order(records: Iterable[ClaimRecord]) -> list[ClaimRecord]:
@@ -277,8 +285,8 @@ def _place(rank: Rank, claim_id: int) -> _Place:
     return -rank[0], -rank[1], claim_id
 
 
-def _whose(target: Target) -> Task | Process | None:
-    return target.task or target.process
+def _is_for_a_thread(target: Target) -> bool:
+    return target.task is not None or target.process is not None
 
 
 def _pieces(plan: Plan) -> Counter[Pool]:

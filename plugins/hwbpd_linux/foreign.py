@@ -6,7 +6,8 @@ descriptors of breakpoints (``perf_fds``), and who traces whom (``processes``), 
 is, nor who set a thread's debug registers. Names and numbers are put together only where nothing else is possible:
 
 1. When no thread of the host has a slot, every descriptor's breakpoint is CPU-wide. What a process has of them, less
-   all the slots that others than hwbpd have on other CPUs, is on this one.
+   all the slots that others than hwbpd have on other CPUs, is on this one. Where a CPU has two pools of slots, those of
+   the other pool are subtracted as well, on every CPU: a descriptor does not tell its pool.
 2. A descriptor's breakpoint may be on any thread, one that has exited included. What a traced thread has beyond all
    of them together was set through ptrace, so it is its tracer's: whoever traces a thread has the say over its debug
    registers, also over what an earlier tracer left in them.
@@ -50,6 +51,14 @@ CHANGED: Final = "it changed while it was looked at"
 _UNNAMED: Final = Process(0, UNATTRIBUTED, -1)
 
 
+class OtherPool(Struct, frozen=True):
+    """The pool that nobody was refused in: its slots on a CPU, and hwbpd's own events of it as ``find`` takes them."""
+
+    pool: Pool
+    slots: int
+    ours: Mapping[int, Place]
+
+
 class Found(Struct, frozen=True):
     """Slots that somebody outside hwbpd has, and how that is known."""
 
@@ -68,6 +77,7 @@ def find(
     tid: int | None,
     cpu: int | None,
     pool: Pool = Pool.ANY,
+    other: OtherPool | None = None,
 ) -> tuple[Found, ...]:
     """
     Return who outside hwbpd has slots that count at a place; nothing when nobody has.
@@ -78,6 +88,7 @@ def find(
     :param cpus: every CPU there may be; a breakpoint may still be on one that is offline.
     :param tid: the thread the kernel refused, or ``None``.
     :param cpu: the CPU it refused, or ``None``. With neither, all CPUs are looked at.
+    :param other: the pool beside ``pool``, where there are two.
 
     It takes milliseconds, and ends soon after ``LOOK_S`` seconds; then the result says that not all was looked at. It
     may run in any thread. Requests of others, and of hwbpd, may be refused while it runs: call it seldom.
@@ -91,11 +102,12 @@ def find(
         counted = counter.of_cpus(cpus, cpu, _candidates(holders, tracers))
     if not (counted.in_the_way or counted.threads or counted.not_found):
         return ()
+    beside = 0 if other is None else Counter(other.slots, other.pool, other.ours.values(), until_s).beside(cpus)
     again, tracers_again = find_holders(ours, until_s, holders), find_tracers(until_s)
     if holders != again or any(tracers.of(thread) != tracers_again.of(thread) for thread in counted.threads):
         nobody = explain(counted, NOBODY, Tracers({}, complete=True))
         return (*nobody, _found(_UNNAMED, 0, CHANGED, UNATTRIBUTED))
-    return explain(counted, holders, tracers)
+    return explain(counted, holders, tracers, beside)
 
 
 def _candidates(holders: Holders, tracers: Tracers) -> dict[int, None]:
@@ -107,14 +119,18 @@ def _candidates(holders: Holders, tracers: Tracers) -> dict[int, None]:
     return candidates
 
 
-def explain(counted: Counted, holders: Holders, tracers: Tracers) -> tuple[Found, ...]:
-    """Put together what was counted and who was found, by the rules above."""
+def explain(counted: Counted, holders: Holders, tracers: Tracers, beside: int | None = 0) -> tuple[Found, ...]:
+    """
+    Put together what was counted and who was found, by the rules above.
+
+    :param beside: how many CPU-wide slots of another pool others have on all CPUs; None where that cannot be told.
+    """
     sure: list[Found] = []
     rest: list[Found] = []
     for cpu in counted.in_the_way:
         left = counted.cpu_wide[cpu]
         place = f"cpu-wide on cpu {cpu}"
-        for process, count in _holders_on(cpu, counted, holders.holders):
+        for process, count in _holders_on(cpu, counted, holders.holders, beside):
             sure.append(_found(process, count, place, PERF_FD))
             left -= count
         if left:
@@ -143,11 +159,11 @@ def explain(counted: Counted, holders: Holders, tracers: Tracers) -> tuple[Found
     return (*sure, *rest)
 
 
-def _holders_on(cpu: int, counted: Counted, holders: Sequence[Holder]) -> list[tuple[Process, int]]:
+def _holders_on(cpu: int, counted: Counted, holders: Sequence[Holder], beside: int | None) -> list[tuple[Process, int]]:
     """Rule 1: who has how many CPU-wide breakpoints on a CPU at least."""
-    if not counted.no_thread_has_any:
+    if not counted.no_thread_has_any or beside is None:
         return []
-    on_others = sum(counted.cpu_wide.values()) - counted.cpu_wide[cpu]
+    on_others = sum(counted.cpu_wide.values()) - counted.cpu_wide[cpu] + beside
     least = [(holder.process, len(holder.breakpoints) - on_others) for holder in holders]
     named = [(process, count) for process, count in least if count > 0]
     # More than there are: something has changed, or is on a CPU that was not counted.

@@ -21,17 +21,16 @@ from typing import Any, Final
 from hwbpd.core.errors import NotSupported
 from hwbpd.core.model import Delivery, Mode, Piece, Pool, Process, Target, Task, Totals
 from hwbpd.hookspecs import Batch, CpuFacts, Foreign, TargetEnd, Topology
-from hwbpd_linux import cpus, readiness, threads
+from hwbpd_linux import cpus, readiness, registers, threads
 from hwbpd_linux.attended import Attended
 from hwbpd_linux.fixed_legs import FixedLegs
-from hwbpd_linux.foreign import find
+from hwbpd_linux.foreign import OtherPool, find
 from hwbpd_linux.hotplug import Hotplug
 from hwbpd_linux.occupancy import Counter, Place
 from hwbpd_linux.perf_event import PAGE_BYTES
 from hwbpd_linux.process_legs import ProcessLegs
 from hwbpd_linux.watch import Post
 
-_SLOTS: Final = {"x86_64": 4}  # on one CPU
 _THREADS_LOOKED_AT: Final = 8
 _PROBE_S: Final = 0.1
 
@@ -60,7 +59,7 @@ class LinuxMachine:
     name = "linux"
 
     def __init__(self) -> None:
-        self.facts = CpuFacts(os.uname().machine, cpus.cpu_features())
+        self.facts, self._slots = registers.look(os.uname().machine, cpus.cpu_features())
         self._held: dict[int, FixedLegs | ProcessLegs | Attended] = {}
         self._post = Post()
         self._closed = False
@@ -68,8 +67,14 @@ class LinuxMachine:
         with contextlib.suppress(OSError):
             self._hotplug = Hotplug()
 
+    def cpu_facts(self, cpu: int) -> CpuFacts:
+        """As ``Machine.cpu_facts``: the kernel counts with the least that any CPU has, and tells no more of one."""
+        return self.facts
+
     def notes(self) -> Sequence[str]:
-        return ()
+        if self._slots:
+            return ()
+        return ("ptrace is refused here, and only it tells how many registers the CPUs have: the least is assumed",)
 
     def topology(self) -> Topology:
         return Topology(possible=cpus.possible_cpus(), online=cpus.online_cpus())
@@ -118,7 +123,7 @@ class LinuxMachine:
 
         Each costs a few microseconds on every CPU; where there are none, on one CPU only.
         """
-        slots = _SLOTS.get(self.facts.architecture)
+        slots = self._slots.get(pool)
         task = target.task
         if slots is None or task is None or not threads.is_alive(task.tid, task.start_ticks):
             return None
@@ -176,14 +181,16 @@ class LinuxMachine:
 
         Other threads may arm and disarm meanwhile; what changes while it is looked at is not attributed to anybody.
         """
-        slots = _SLOTS.get(self.facts.architecture)
+        slots = self._slots.get(pool)
         if slots is None:
-            return ()  # how many an Arm CPU has is told through ptrace only
+            return ()  # without the number of all, what is missing cannot be counted
         ours = self._places(pool)
+        others = [OtherPool(name, count, self._places(name)) for name, count in self._slots.items() if name is not pool]
         tids: Sequence[int | None] = (None if target.task is None else target.task.tid,)
         if target.process is not None:
             tids = threads.tids(target.process)[:_THREADS_LOOKED_AT]
-        found = [one for tid in tids for one in find(slots, ours, cpus.possible_cpus(), tid, cpu, pool)]
+        everywhere = cpus.possible_cpus()
+        found = [one for tid in tids for one in find(slots, ours, everywhere, tid, cpu, pool, *others)]
         return [Foreign(one.pid, one.comm, one.uid, one.slots, one.place, one.evidence) for one in dict.fromkeys(found)]
 
     def close(self) -> None:

@@ -137,6 +137,17 @@ class Counter:
                 break
         return least
 
+    def beside(self, cpus: Sequence[int]) -> int | None:
+        """
+        Count the CPU-wide slots that others have on all CPUs together.
+
+        :return: None where threads have slots of this pool as well, or may have.
+        """
+        wide = self._cpu_wide(cpus)
+        if len(wide) < len(cpus) or not self._no_thread_has_any(wide):
+            return None
+        return sum(max(0, count - self._own_cpu_wide(where)) for where, count in wide.items())
+
     def _counted(self, wide: Mapping[int, int], fullest: Sequence[int], threads: dict[int, int], lost: int) -> Counted:
         others_wide = {where: max(0, count - self._own_cpu_wide(where)) for where, count in wide.items()}
         others_threads = {tid: count for tid, count in threads.items() if count > 0}

@@ -1,12 +1,12 @@
 """
 Does the simulated kernel have a slot? The rule of Linux, counted here from nothing but what was taken and given back.
 
-For one pool of S slots per CPU, with C(c) the CPU-wide slots on CPU c, and T(t, c) those of task t that follow it
+For one pool of S(c) slots on CPU c, with C(c) the CPU-wide slots there, and T(t, c) those of task t that follow it
 everywhere or are bound to c, one more is there
 
-1. CPU-wide on c             iff  C(c) + the greatest T(t, c) of any task t, + 1 <= S
-2. for task t, anywhere      iff  the greatest C(c) + T(t, c) over all CPUs c, + 1 <= S
-3. for task t, while on c    iff  C(c) + T(t, c) + 1 <= S
+1. CPU-wide on c             iff  C(c) + the greatest T(t, c) of any task t, + 1 <= S(c)
+2. for task t, anywhere      iff  C(c) + T(t, c) + 1 <= S(c) on every CPU c
+3. for task t, while on c    iff  C(c) + T(t, c) + 1 <= S(c)
 
 It shares nothing with the daemon's own admission, so that the two can disagree. A process is nothing here: each of its
 threads has slots of its own. To ask and to count cost the same however many tasks and CPUs have slots, but that a task
@@ -18,6 +18,7 @@ Linux, kernel/events/hw_breakpoint.c.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TypeVar
 
 from hwbpd.core.model import Task
@@ -50,15 +51,15 @@ class PoolCounts:
     """
     What is taken of one pool. A place is a task or None, and a CPU or None for wherever the task runs.
 
-    :param slots: how many there are on each CPU.
+    :param slots: how many there are on each CPU, by its number.
     """
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
+    def __init__(self, slots: Sequence[int]) -> None:
+        self._slots = tuple(slots)
         self._cpu_wide: dict[int, int] = {}  # C
         self._anywhere: dict[Task, int] = {}  # the part of T that follows a task
         self._bound: dict[Task, dict[int, int]] = {}  # the part of T that is bound to a CPU
-        self._cpus = Levels()  # by C
+        self._cpus = {count: Levels() for count in self._slots}  # of CPUs with so many slots, by C
         self._tasks = Levels()  # by what follows them
         self._on_cpu: defaultdict[int, Levels] = defaultdict(Levels)  # of each CPU, tasks bound to it, by T
 
@@ -67,22 +68,18 @@ class PoolCounts:
         if task is None:  # 1
             assert cpu is not None, "a slot without a task has a CPU"
             bound_there = self._on_cpu.get(cpu)
-            used = self._cpu_wide.get(cpu, 0) + max(
-                self._tasks.greatest(), 0 if bound_there is None else bound_there.greatest()
-            )
-        elif cpu is None:  # 2
-            bound = self._bound.get(task, {})
+            of_tasks = max(self._tasks.greatest(), 0 if bound_there is None else bound_there.greatest())
+            return self._cpu_wide.get(cpu, 0) + of_tasks < self._slots[cpu]
+        if cpu is None:  # 2
             own = self._anywhere.get(task, 0)
-            used = own + max(
-                self._cpus.greatest(), *(self._cpu_wide.get(place, 0) + count for place, count in bound.items()), 0
-            )
-        else:  # 3
-            used = self._cpu_wide.get(cpu, 0) + self.of_task(task, cpu)
-        return used < self.slots
+            if any(own + cpus.greatest() >= slots for slots, cpus in self._cpus.items()):
+                return False
+            return all(self._has_room(task, place) for place in self._bound.get(task, ()))
+        return self._has_room(task, cpu)  # 3
 
-    def of_task(self, task: Task, cpu: int) -> int:
-        """T(task, cpu)."""
-        return self._anywhere.get(task, 0) + self._bound.get(task, {}).get(cpu, 0)
+    def _has_room(self, task: Task, cpu: int) -> bool:
+        of_task = self._anywhere.get(task, 0) + self._bound.get(task, {}).get(cpu, 0)
+        return self._cpu_wide.get(cpu, 0) + of_task < self._slots[cpu]
 
     def take(self, task: Task | None, cpu: int | None) -> None:
         """Count one slot more."""
@@ -95,7 +92,7 @@ class PoolCounts:
     def _add(self, task: Task | None, cpu: int | None, change: int) -> None:
         if task is None:
             assert cpu is not None, "a slot without a task has a CPU"
-            self._cpus.move(*_change(self._cpu_wide, cpu, change))
+            self._cpus[self._slots[cpu]].move(*_change(self._cpu_wide, cpu, change))
         elif cpu is None:
             before, after = _change(self._anywhere, task, change)
             self._tasks.move(before, after)

@@ -10,6 +10,7 @@ An armed resource of the simulated machine: its legs, what they let through, and
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable
 
 from hwbpd.core.model import Delivery, Mode, Piece, Target, Task
 from hwbpd.hookspecs import Batch, TargetEnd
@@ -22,7 +23,7 @@ NOTHING = Batch(b"", 0, 0, False)
 class Leg:
     """One slot in one place."""
 
-    __slots__ = ("armed", "cpu", "inherited", "left", "task")
+    __slots__ = ("armed", "cpu", "inherited", "left", "step", "task")
 
     def __init__(self, armed: Armed, task: Task | None, cpu: int | None, inherited: bool = False) -> None:
         self.armed = armed
@@ -30,6 +31,7 @@ class Leg:
         self.cpu = cpu  # None: wherever the task runs
         self.inherited = inherited  # its thread was born with it, so it goes when the thread does
         self.left = armed.lets_through  # hits that it still lets through; below 0: all
+        self.step: Hashable = None  # while it is being stepped past: what the kernel remembers of that
 
 
 class Ring:

@@ -21,10 +21,14 @@ from typing import Any, Final
 from hwbpd.core.model import Mode, Piece, Pool, Process, Target, Task, Totals
 from hwbpd.hookspecs import ArmError, Backend, Batch, CpuFacts, Foreign, TargetEnd, Topology
 from hwbpd_sim import workload
+from hwbpd_sim.cpus import Cpu, kind_of
+from hwbpd_sim.profiles import Named, least, parse, told
 from hwbpd_sim.workload import NS_PER_S, Workload
 from hwbpd_sim.world import World
 
-FACTS: Final = CpuFacts("x86_64")
+FACTS: Final = CpuFacts("x86_64")  # of CPUs for which no name is given
+GENERIC: Final = "x86-64"
+CPUS_SHOWN: Final = 8  # with their registers
 TICK_S: Final = 0.01  # the workload's steps are made in batches of so much time,
 STEPS_MAX: Final = 64  # of which nobody has to wait for more than so many
 LOOK_LIMIT_S: Final = 10.0  # for how long a look that is told to be late is late
@@ -34,12 +38,15 @@ def make(options: Mapping[str, Any]) -> SimMachine:
     """
     Return a simulated machine with its built-in workload.
 
-    :param options: ``cpus``, ``seed``, ``processes``, ``threads``, ``accesses_per_s`` and ``outsider_slots`` as
-        etc/hwbpd.toml explains them, and ``backend``, which returns the backend for facts: it has the slots.
+    :param options: ``cpus``, ``profile``, ``seed``, ``processes``, ``threads``, ``accesses_per_s`` and
+        ``outsider_slots`` as etc/hwbpd.toml explains them; ``backend`` and ``profiles`` as hookspecs.py does.
+    :raises NotSupported: for CPUs that there are not, or that cannot be together.
     """
     make_backend: Callable[[CpuFacts], Backend] = options["backend"]
-    backend = make_backend(FACTS)
-    world = World(backend.slots(), options["cpus"], backend.describe()["reports"])
+    profile: str = options["profile"]
+    cpus = parse(profile, options["profiles"]) if profile else [Named(GENERIC, FACTS)] * options["cpus"]
+    kinds = {facts: kind_of(facts, make_backend(facts)) for facts in dict.fromkeys(cpu.facts for cpu in cpus)}
+    world = World([kinds[cpu.facts] for cpu in cpus])
     amounts = {
         "processes": options["processes"],
         "threads": options["threads"],
@@ -47,7 +54,9 @@ def make(options: Mapping[str, Any]) -> SimMachine:
     }
     load = Workload(world, seed=options["seed"], start_ns=time.monotonic_ns(), **amounts)
     load.hold_outside(options["outsider_slots"])
-    machine = SimMachine(world, workload.notes(**amounts))
+    common = make_backend(least(kinds))
+    notes = [f"its CPUs: {told(cpus)}", *workload.notes(common, **amounts)]
+    machine = SimMachine(world, notes)
     if load.next_ns is not None:
         machine.drive(load)
     return machine
@@ -57,10 +66,10 @@ class SimMachine:
     """Keeps ``hwbpd.hookspecs.Machine``. ``looks_may_end`` is set; cleared, it makes looks for outsiders late."""
 
     name = "sim"
-    facts = FACTS
 
     def __init__(self, world: World, notes: Sequence[str] = ()) -> None:
         self._world = world
+        self.facts = least(cpu.kind.facts for cpu in world.cpus)
         self._notes = ("SIMULATED: no access of this host is seen (docs/simulator.md)", *notes)
         self._lock = threading.Lock()
         self._descriptors: dict[int, int] = {}
@@ -70,6 +79,10 @@ class SimMachine:
         self._driver: threading.Thread | None = None
         self.looks_may_end = threading.Event()
         self.looks_may_end.set()
+
+    def cpu_facts(self, cpu: int) -> CpuFacts:
+        """As ``Machine.cpu_facts``."""
+        return self._world.cpus[cpu].kind.facts
 
     @contextlib.contextmanager
     def world(self) -> Iterator[World]:
@@ -84,7 +97,12 @@ class SimMachine:
         self._driver.start()
 
     def notes(self) -> Sequence[str]:
-        return self._notes
+        """As ``Machine.notes``: with the registers of the CPUs that have something armed, as they are now."""
+        with self._lock:
+            armed = [number for number, cpu in enumerate(self._world.cpus) if cpu.legs]
+            shown = [_registers(number, self._world.cpus[number]) for number in armed[:CPUS_SHOWN]]
+        more = [f"and {len(armed) - CPUS_SHOWN} more CPUs"] if len(armed) > CPUS_SHOWN else []
+        return (*self._notes, *shown, *more)
 
     def topology(self) -> Topology:
         with self._lock:
@@ -223,3 +241,12 @@ class SimMachine:
             while load.next_ns is not None and load.next_ns <= now_ns and not self._stop.is_set():
                 with self.world():
                     load.run_until(now_ns, STEPS_MAX)
+
+
+def _registers(number: int, cpu: Cpu) -> str:
+    """Those registers of a CPU that are not as after a reset, for people."""
+    reset = cpu.kind.after_reset.file
+    changed = " ".join(f"{name}={value:#x}" for name, value in cpu.file.items() if value != reset[name])
+    running = "whoever comes" if cpu.running is None else f"tid {cpu.running.tid}"
+    stepping = "".join(f"; being stepped past: {pool} {slot}" for (pool, slot), _ in cpu.stepping)
+    return f"registers of cpu {number}, running {running}: {changed}{stepping}"

@@ -4,7 +4,7 @@ What runs on the simulated machine by itself: processes whose threads touch a fe
 Every process has the same program and so the same addresses, as processes have; only ``pid`` and ``tid`` tell them
 apart. Process n (from 0) has pid 1000 * (n + 1), and its threads have the numbers from there on. Each thread makes
 ``steps_per_s`` steps a second, evenly; each step is one of ``ACTS``, drawn from the seed, so that their shares are
-known in the mean. Now and then a thread moves to another CPU.
+known in the mean, and then the loop in main(), which touches nothing. Now and then a thread moves to another CPU.
 
 The same seed, and the same times, lead to the same steps in the same order.
 """
@@ -16,7 +16,9 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from hwbpd.core.model import Access, Pool
+from hwbpd.core.errors import HwbpError
+from hwbpd.core.model import Access, Mode, Plan, Pool, Span
+from hwbpd.hookspecs import Backend
 from hwbpd_sim.outsiders import Outsider
 from hwbpd_sim.records import Step
 from hwbpd_sim.world import World
@@ -32,8 +34,9 @@ BUFFER_BYTES: Final = 64
 INBOX: Final = 0x6010C0
 FUNCTION: Final = CODE + 0x200
 MAIN: Final = CODE + 0x10  # a return address in main(), which calls everything
-KERNEL_COPY: Final = 0xFFFF_FFFF_8140_0000  # where the kernel copies into a user's buffer
-KERNEL_READ: Final = 0xFFFF_FFFF_8130_0000  # its caller, the system call
+LOOP: Final = CODE + 0x20
+KERNEL_COPY: Final = 0x40_0000  # where the kernel copies into a user's buffer, from its beginning
+KERNEL_READ: Final = 0x30_0000  # its caller, the system call
 
 _INSTRUCTION_BYTES: Final = 4
 _MOVES: Final = 1 / 16  # how likely a thread is on another CPU before its next step
@@ -48,7 +51,6 @@ class Act(NamedTuple):
     share: int  # of ten steps
     name: str
     what: str  # for people
-    event: str  # what to claim to see it
     access: Access
     address: int
     length_bytes: int
@@ -56,15 +58,16 @@ class Act(NamedTuple):
     in_kernel: bool = False
 
 
-READ, WRITE = Access.READ, Access.WRITE
+READ, WRITE, EXECUTE = Access.READ, Access.WRITE, Access.EXECUTE
 ACTS: Final = (
-    Act(4, "counter", "written", f"mem:{COUNTER:#x}/8:w", WRITE, COUNTER, 8),
-    Act(2, "flags", "read", f"mem:{FLAGS:#x}/4:rw", READ, FLAGS, 4),
-    Act(1, "flags", "written", f"mem:{FLAGS:#x}/4:w", WRITE, FLAGS, 4),
-    Act(1, "buffer", "one of eight words written", f"mem:{BUFFER:#x}/8:w", WRITE, BUFFER, 8, elements=8),
-    Act(1, "inbox", "written by the kernel", f"mem:{INBOX:#x}/8:w:k", WRITE, INBOX, 8, in_kernel=True),
-    Act(1, "function", "executed", f"mem:{FUNCTION:#x}/8:x:u", Access.EXECUTE, FUNCTION, 1),
+    Act(4, "counter", "written", WRITE, COUNTER, 8),
+    Act(2, "flags", "read", READ, FLAGS, 4),
+    Act(1, "flags", "written", WRITE, FLAGS, 4),
+    Act(1, "buffer", "one of eight words written", WRITE, BUFFER, 8, elements=8),
+    Act(1, "inbox", "written by the kernel", WRITE, INBOX, 8, in_kernel=True),
+    Act(1, "function", "executed", EXECUTE, FUNCTION, 1),
 )
+_LOOP: Final = Step(EXECUTE, LOOP, 1, LOOP, LOOP + _INSTRUCTION_BYTES)
 _SHARES: Final = tuple(act.share for act in ACTS)
 assert sum(_SHARES) == 10
 
@@ -87,6 +90,10 @@ class Workload:
         self._tids: list[int] = []
         self._start_ns = start_ns
         self._done = 0  # steps, of all threads
+        kernel = kernel_base(world.cpus[0].kind.facts.architecture)
+        self._steps = {
+            (act, element): _step(act, element, kernel) for act in ACTS for element in range(act.elements)
+        }
         cpus = world.possible
         for process in range(processes):
             pid = PIDS * (process + 1)
@@ -137,15 +144,21 @@ class Workload:
             return
         if moves and cpu in world.online:
             world.move(tid, cpu)
-        world.step(tid, _step(act, element))
+        world.step(tid, self._steps[act, element])
+        world.step(tid, _LOOP)
 
 
-def _step(act: Act, element: int) -> Step:
+def kernel_base(architecture: str) -> int:
+    """Where the kernel begins, so that nobody takes one of its instructions for a program's."""
+    return 0xFFFF_FFFF_8100_0000 if "64" in architecture else 0xC100_0000
+
+
+def _step(act: Act, element: int, kernel: int) -> Step:
     address = act.address + element * act.length_bytes
     if act.access is Access.EXECUTE:
         return Step(act.access, address, 1, address, address + _INSTRUCTION_BYTES, callers=(MAIN,))
     in_user = CODE + 0x100 + 0x10 * ACTS.index(act)
-    ip = KERNEL_COPY if act.in_kernel else in_user
+    ip = kernel + KERNEL_COPY if act.in_kernel else in_user
     return Step(
         act.access,
         address,
@@ -154,12 +167,35 @@ def _step(act: Act, element: int) -> Step:
         ip + _INSTRUCTION_BYTES,
         act.in_kernel,
         callers=(in_user, MAIN) if act.in_kernel else (MAIN,),
-        kernel_callers=(KERNEL_READ,) if act.in_kernel else (),
+        kernel_callers=(kernel + KERNEL_READ,) if act.in_kernel else (),
     )
 
 
-def notes(*, processes: int, threads: int, steps_per_s: int) -> Sequence[str]:
-    """What there is to be watched, as sentences for people."""
+def event_for(backend: Backend, act: Act) -> tuple[str, Plan] | None:
+    """
+    Return what to claim to see an act, as perf writes it, and how; None where no slot can see it.
+
+    Where the slots cannot tell reads from writes, it is both.
+    """
+    mode = Mode(user=not act.in_kernel, kernel=act.in_kernel or act.access is not EXECUTE)
+    lengths = backend.describe()["default_lengths"]
+    for access in (act.access, READ | WRITE):
+        length = lengths["x"] if access is EXECUTE else act.length_bytes
+        modifier = ":k" if not mode.user else ":u" if not mode.kernel else ""
+        try:
+            plan = backend.fit(Span(act.address, length), access, mode)
+        except HwbpError:
+            continue
+        return f"mem:{act.address:#x}/{length}:{access.letters}{modifier}", plan
+    return None
+
+
+def notes(backend: Backend, *, processes: int, threads: int, steps_per_s: int) -> Sequence[str]:
+    """
+    What there is to be watched, as sentences for people.
+
+    :param backend: of what all CPUs have.
+    """
     if not processes:
         return ["it has no processes"]
     names = [f"{PIDS * (n + 1)} {NAMES[n % len(NAMES)]}" for n in range(min(processes, len(NAMES)))]
@@ -168,5 +204,10 @@ def notes(*, processes: int, threads: int, steps_per_s: int) -> Sequence[str]:
     told = [f"its processes: {', '.join(names)}{more}; {tids}; all have the same program at the same addresses"]
     for act in ACTS if steps_per_s else ():
         rate = steps_per_s * act.share / 10
-        told.append(f"{act.event}  {act.name}: {act.what} {rate:g} times a second by each thread")
+        event = event_for(backend, act)
+        if event is None:
+            told.append(f"{act.address:#x}  {act.name}: {act.what}, which no slot of these CPUs can see")
+            continue
+        in_slots = f", in {len(event[1].pieces)} slots" if len(event[1].pieces) > 1 else ""
+        told.append(f"{event[0]}  {act.name}: {act.what} {rate:g} times a second by each thread{in_slots}")
     return told

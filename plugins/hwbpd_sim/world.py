@@ -1,12 +1,14 @@
 """
-The simulated world: CPUs, processes and their threads, the slots they have, and what happens when memory is touched.
+The simulated world: CPUs, processes and their threads, the slots they have, and what comes of each instruction.
 
 It is pure: it has no clock, descriptor, thread or randomness, and does only what it is told, in the order in which it
 is told; the same calls lead to the same hits. ``workload.py`` makes things happen in it, ``machine.py`` shows it to the
 daemon. What it keeps to:
 
-1. A step of a task traps once for each leg, of its CPU or of the task, whose piece the step touches: an access of that
-   kind to one of its bytes, or the execution of the very instruction at its first byte; in a mode that is to be seen.
+1. A CPU runs the thread that has made the last step there, until another makes one, or it moves, exits or the CPU goes.
+   Armed in its registers are the legs of the CPU and those of the thread it runs, but for what is only held, has been
+   silenced or has blown its fuse. What an instruction meets there, the registers decide, and what Linux then reports,
+   its handling on that architecture: hwbpd/debug_unit.py. Of that, hits in a mode that is not to be seen do not count.
 2. A slot is taken by the kernel's rule and counts until it is given back, whether or not it can still trap.
 3. A thread is born with the slots its process is covered by. They go when it exits; every other slot of a thread stays
    until it is given back, though the thread be gone.
@@ -15,8 +17,10 @@ daemon. What it keeps to:
 6. What a tracer sets is the thread's: it stays when the tracer leaves, and nobody can be named for it then. It goes
    when the thread exits or runs another program.
 
-Turned down: to keep threads out of CPUs where they have a bound slot, or to schedule them. A thread is on one CPU, and
-moves when it is told to.
+7. The kernel refuses, after it has found a slot, what its architecture cannot take there.
+
+Turned down: to schedule threads by ourselves. A thread is on one CPU, and moves when it is told to. And to put what
+outsiders have into registers: of their slots there is a number, and nobody has said what they are for.
 """
 
 from __future__ import annotations
@@ -28,9 +32,11 @@ from typing import TypeVar
 
 from hwbpd.core.errors import TargetGone
 from hwbpd.core.model import Access, Delivery, Mode, Piece, Pool, Process, Span, Target, Task, Totals
+from hwbpd.debug_unit import Handled
 from hwbpd.hookspecs import ArmError, Batch, Foreign, TargetEnd
 from hwbpd_sim.admission import PoolCounts
 from hwbpd_sim.armed import Armed, Leg
+from hwbpd_sim.cpus import Cpu, Kind
 from hwbpd_sim.outsiders import Outsider, OutsideSlot, found
 from hwbpd_sim.records import Step, pack
 
@@ -44,18 +50,19 @@ class World:
     """
     Everything there is.
 
-    :param slots: how many slots each pool has on one CPU.
-    :param cpus: how many CPUs there are, all online.
-    :param reports: access letters -> "before" or "after", as a backend describes it.
+    :param kinds: of each CPU what it is, all of one architecture; all are online.
 
+    ``cpus`` are the CPUs with their registers, by number, for whoever wants to look.
     ``now_ns`` is what records say the time is; whoever makes things happen sets it. ``faults`` is for the legs to come:
     each leg that is to be taken uses up one entry, 0 to be asked for as always, or an errno to be refused with.
     ``news`` holds the resources that have something to drain or have lost their target since it was last emptied, and
     ``cpus_changed`` says that CPUs came or went.
     """
 
-    def __init__(self, slots: Mapping[Pool, int], cpus: int, reports: Mapping[str, str]) -> None:
-        self.possible = self.online = tuple(range(cpus))
+    def __init__(self, kinds: Sequence[Kind]) -> None:
+        self.cpus = tuple(map(Cpu, kinds))
+        self._kinds = tuple(dict.fromkeys(kinds))
+        self.possible = self.online = tuple(range(len(self.cpus)))
         self._possible = self._online = frozenset(self.possible)  # the same, to look one up
         self.now_ns = 0
         self.faults: deque[int] = deque()
@@ -66,12 +73,11 @@ class World:
         self._threads: dict[Process, list[Task]] = {}
         self._processes: dict[int, Process] = {}
         self._names: dict[Process, str] = {}
-        self.pools = frozenset(slots)
-        self._counts = {pool: PoolCounts(count) for pool, count in slots.items()}
-        self._reports_after = {letters: when == "after" for letters, when in reports.items()}
+        self.pools = frozenset(kinds[0].slots)
+        self._counts = {pool: PoolCounts([kind.slots[pool] for kind in kinds]) for pool in self.pools}
         self._armed: dict[int, Armed] = {}
         self._ids: dict[Armed, int] = {}
-        self._legs_on: dict[int, dict[Leg, None]] = {}  # by CPU, those that can trap
+        self._legs_on: dict[int, dict[Leg, None]] = {}  # by CPU, those that are not dead
         self._legs_of: dict[Task, dict[Leg, None]] = {}
         self._attended: dict[Task, list[Armed]] = {}
         self._outside: list[OutsideSlot] = []
@@ -106,6 +112,7 @@ class World:
         assert task.process is not None
         threads = self._threads[task.process]
         threads.remove(task)
+        self._leave(task)
         del self.cpu_of[task]
         if not threads:
             del self._threads[task.process], self._processes[task.process.pid], self._names[task.process]
@@ -127,11 +134,15 @@ class World:
         for leg in [leg for leg in legs if not leg.armed.mode.across_exec]:  # 4
             del legs[leg]
             self._end(leg.armed, TargetEnd.EXEC)
+        self._settle(self.cpu_of[self._tasks[pid]])
 
     def move(self, tid: int, cpu: int) -> None:
         """Let a thread run on another CPU from now on."""
-        assert cpu in self.online, f"cpu {cpu} is offline"
-        self.cpu_of[self._tasks[tid]] = cpu
+        assert cpu in self._online, f"cpu {cpu} is offline"
+        task = self._tasks[tid]
+        if self.cpu_of[task] != cpu:
+            self._leave(task)
+            self.cpu_of[task] = cpu
 
     def is_alive(self, tid: int) -> bool:
         return tid in self._tasks
@@ -179,6 +190,7 @@ class World:
         assert len(self.online) > 1, "a machine keeps one CPU"
         self._are_online(self._online - {cpu})
         self._legs_on.pop(cpu, None)  # 5
+        self.cpus[cpu].reset()
         for number, task in enumerate([task for task, where in self.cpu_of.items() if where == cpu]):
             self.cpu_of[task] = self.online[number % len(self.online)]
 
@@ -195,32 +207,65 @@ class World:
     # --- what traps --------------------------------------------------------------------------------------------------
 
     def step(self, tid: int, step: Step) -> None:
-        """Let a thread make one step on the CPU that it is on: 1."""
+        """Let a thread execute one instruction on the CPU that it is on: 1."""
         task = self._tasks[tid]
-        cpu = self.cpu_of[task]
-        on_cpu, of_task = self._legs_on.get(cpu), self._legs_of.get(task)
-        if on_cpu:
-            for leg in on_cpu:
-                self._try(leg, step, task, cpu)
-        if of_task:
-            for leg in of_task:
-                if leg.cpu is None or leg.cpu == cpu:
-                    self._try(leg, step, task, cpu)
+        number = self.cpu_of[task]
+        cpu = self.cpus[number]
+        if cpu.running is not task:
+            self._run(task, number)
+        if not cpu.legs:
+            return
+        blown = False
+        for handled in cpu.execute(step):
+            for slot in handled.reported:
+                blown |= self._report(cpu.legs[slot], handled, step, task, number)
+        if blown:
+            self._settle(number)
 
-    def _try(self, leg: Leg, step: Step, task: Task, cpu: int) -> None:
+    def _report(self, leg: Leg, handled: Handled, step: Step, task: Task, cpu: int) -> bool:
+        """Count a hit and write its record; return whether the leg's fuse has blown."""
         armed = leg.armed
         mode = armed.mode
-        if not (armed.reports and leg.left and (mode.kernel if step.in_kernel else mode.user)):
-            return
-        if not touches(armed.piece, step):
-            return
+        if not (leg.left and (mode.kernel if step.in_kernel else mode.user)):
+            return False
         if leg.left > 0:
             leg.left -= 1
         armed.hits += 1
         if armed.delivers_hits:
-            after = self._reports_after[armed.piece.access.letters]
-            armed.put(leg, cpu, pack(armed.piece, mode, step, task, cpu, self.now_ns, after))
+            armed.put(leg, cpu, pack(armed.piece, mode, step, task, cpu, self.now_ns, not handled.trap.before))
             self.news.add(self._ids[armed])
+        return not leg.left
+
+    def _run(self, task: Task, cpu: int) -> None:
+        """Switch a thread in, and whoever runs there out."""
+        earlier, self.cpus[cpu].running = self.cpus[cpu].running, task
+        if task in self._legs_of or earlier in self._legs_of:
+            self._settle(cpu)
+
+    def _leave(self, task: Task) -> None:
+        """Switch a thread out, if it is running."""
+        cpu = self.cpu_of[task]
+        if self.cpus[cpu].running is task:
+            self.cpus[cpu].running = None
+            self._settle(cpu)
+
+    def _settle(self, cpu: int) -> None:
+        """Have just that armed on a CPU which belongs there now: 1."""
+        running = self.cpus[cpu].running
+        on_cpu = self._legs_on.get(cpu, _NO_LEGS)
+        of_task = _NO_LEGS if running is None else self._legs_of.get(running, _NO_LEGS)
+        legs = (*on_cpu, *of_task)
+        self.cpus[cpu].arm_just(
+            [leg for leg in legs if leg.armed.reports and leg.left and (leg.cpu is None or leg.cpu == cpu)]
+        )
+
+    def _settle_for(self, leg: Leg) -> None:
+        """The same where a leg is, or was until now."""
+        if leg.task is None:
+            assert leg.cpu is not None, "a slot without a task has a CPU"
+            self._settle(leg.cpu)
+        elif (cpu := self.cpu_of.get(leg.task)) is not None and self.cpus[cpu].running is leg.task:
+            self._settle(cpu)
 
     # --- slots -------------------------------------------------------------------------------------------------------
 
@@ -268,12 +313,15 @@ class World:
 
     def silence(self, resource_id: int) -> None:
         """As ``Machine.silence``."""
-        self._armed[resource_id].reports = False
+        armed = self._armed[resource_id]
+        armed.reports = False
+        for leg in armed.legs:
+            self._settle_for(leg)
 
     def rearm(self, resource_id: int, fuse_hits: int) -> None:
         """As ``Machine.rearm``. As in Linux, a new fuse takes new slots in place of those given up for it."""
         armed = self._armed[resource_id]
-        if armed.mode.delivery is Delivery.HOLD:
+        if armed.mode.delivery is Delivery.HOLD or armed.end is TargetEnd.EXEC:  # 4
             return
         armed.reports = True
         armed.fuse(fuse_hits)
@@ -281,6 +329,8 @@ class World:
             places = [(leg.task, leg.cpu) for leg in armed.legs]
             self._remove_all(armed)
             self._take(armed, places)
+        for leg in armed.legs:
+            self._settle_for(leg)
 
     def drop_cpu(self, resource_id: int, cpu: int) -> None:
         """As ``Machine.drop_cpu``."""
@@ -331,12 +381,19 @@ class World:
             refusal = self.faults.popleft() if self.faults else 0
             if not refusal and not counts.admits(task, cpu):
                 refusal = errno.ENOSPC
+            refusal = refusal or self._not_taken(armed, task, cpu)
             if refusal:
                 for leg in taken:
                     self._remove(leg)
                 raise ArmError(refusal, cpu=cpu, tid=None if task is None else task.tid)
             taken.append(Leg(armed, task, cpu))
             self._add(taken[-1])
+
+    def _not_taken(self, armed: Armed, task: Task | None, cpu: int | None) -> int:
+        """The errno with which the kernel refuses such a leg although there is room, or 0: 7."""
+        kinds = self._kinds if cpu is None else (self.cpus[cpu].kind,)
+        refusals = (kind.refusal(armed.piece, kernel=armed.mode.kernel, of_task=task is not None) for kind in kinds)
+        return next(filter(None, refusals), 0)
 
     def _add(self, leg: Leg) -> None:
         leg.armed.legs.append(leg)
@@ -345,6 +402,7 @@ class World:
             self._legs_of.setdefault(leg.task, {})[leg] = None
         elif leg.cpu is not None:
             self._legs_on.setdefault(leg.cpu, {})[leg] = None
+        self._settle_for(leg)
 
     def _remove_all(self, armed: Armed) -> None:
         for leg in list(armed.legs):
@@ -357,6 +415,7 @@ class World:
             _forget(self._legs_of, leg.task, leg)
         elif leg.cpu is not None:
             _forget(self._legs_on, leg.cpu, leg)
+        self._settle_for(leg)
 
     def _end(self, armed: Armed, end: TargetEnd) -> None:
         armed.end = armed.end or end
@@ -405,17 +464,8 @@ class World:
         return found(self._outside, pool, tasks, cpu)
 
 
-def touches(piece: Piece, step: Step) -> bool:
-    """Whether a slot that holds ``piece`` is for what a step does."""
-    span = piece.span
-    if step.access is Access.EXECUTE:
-        return Access.EXECUTE in piece.access and step.address == span.address
-    overlaps = step.address < span.address + span.length_bytes and span.address < step.address + step.length_bytes
-    return overlaps and bool(step.access & piece.access)
-
-
 def _forget(table: dict[Key, dict[Leg, None]], key: Key, leg: Leg) -> None:
-    """Take a leg out of a table, if it is still there: one that can trap no more is not."""
+    """Take a leg out of a table, if it is still there: one that is dead is not."""
     legs = table.get(key)
     if legs is not None:
         legs.pop(leg, None)

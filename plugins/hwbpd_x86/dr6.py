@@ -1,8 +1,8 @@
 """
 DR6, the debug status register: why the last debug exception came.
 
-     31 ... 17   16  15 14 13 12  11 10 ... 4  3  2  1  0
-    [1  ...  1|RTM |BT|BS|BD| 0|BLD|1 ...   1|B3|B2|B1|B0]
+     31 30 29 28 27 26 25 24 23 22 21 20 19 18 17  16 15 14 13 12  11 10  9  8  7  6  5  4  3  2  1  0
+    [ 1  1  1  1  1  1  1  1  1  1  1  1  1  1  1|RTM|BT|BS|BD| 0|BLD| 1  1  1  1  1  1  1|B3|B2|B1|B0]
 
 The rules that hold for every word:
 
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from hwbpd_x86.field import Field, by_name, mask_of
+from hwbpd.fields import Field, by_name, mask_of
 
 RESET = 0xFFFF_0FF0  # in the hardware form; in the positive form this is 0
 UPPER_HALF = 0xFFFF_FFFF_0000_0000  # rule 3

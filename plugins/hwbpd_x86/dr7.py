@@ -26,7 +26,7 @@ import enum
 
 from msgspec import Struct
 
-from hwbpd_x86.field import Field, by_name, mask_of
+from hwbpd.fields import Field, by_name, mask_of
 
 SLOTS = 4
 

@@ -1,25 +1,25 @@
 """
-Whether a slot can hold what a claim asks for; and if not, why not and what comes nearest.
+Which slots hold what a claim asks for; and if none can, why not and what comes nearest.
 
 The rules, in the order in which they are tried:
 
 1. access: R/W of DR7 has codes for execution, for writes, and for reads and writes. There is none for reads alone, nor
    for execution and data in one slot.
 2. width: DR0-DR3 hold addresses of the machine's word, and no span wraps around its end.
-3. length: an execution breakpoint has no length of its own (LEN is 0); Linux wants ``sizeof(long)`` there and nothing
-   else. For data LEN has codes for 1, 2, 4 and 8 bytes, 8 only on a 64-bit kernel; the address masks of AMD's bpext
-   cover greater powers of two, and Linux lets them do so for data.
-4. alignment: the low bits of the address do not take part in the comparison, so a slot covers an aligned block.
-   Execution breakpoints may be anywhere.
-5. masks: where the CPU has none, a length that needs one is not supported.
-6. kernel: at a kernel address only the kernel's hits are worth a slot; Linux refuses one that is not to see them.
+3. execution: a breakpoint is at one address and has no length of its own (LEN is 0); Linux wants ``sizeof(long)`` there
+   and nothing else. It may be anywhere.
+4. number: the low bits of the address do not take part in the comparison, so a slot holds an aligned block of data. LEN
+   has codes for 1, 2, 4 and 8 bytes, 8 only on a 64-bit kernel; the address masks of AMD's bpext cover greater powers
+   of two, and Linux lets them do so for data. Any span is cut into the fewest such blocks; more than the four slots of
+   a CPU no claim gets.
+5. kernel: at a kernel address only the kernel's hits are worth a slot; Linux refuses one that is not to see them.
 
 What is not decided here: Linux also refuses, with EINVAL, some kernel addresses that only the running kernel knows. See
-``KERNEL_NOTES``. And a span that needs more than one slot is refused, with the nearest that needs one; cutting it into
-pieces belongs here, too, which is why a plan is a tuple of them.
+``KERNEL_NOTES``.
 
-We turned down widening a span silently, even where one slot could cover it: a hit does not say which of the bytes was
-touched, so the owner would be told of accesses it did not ask about. The refusal names the wider span instead.
+A hit does not say which of a block's bytes was touched. So blocks hold what was asked for and nothing else, unless the
+claim accepts hits of bytes beside it (``Mode.over_report``) and that saves slots; even then none reaches from user
+addresses to the kernel's or back, where its owner may have no rights.
 
 Intel SDM Vol. 3B, "Breakpoint Field Recognition"; AMD64 APM Vol. 2, "Debug Breakpoint Address Masking"; Linux,
 arch/x86/kernel/hw_breakpoint.c.
@@ -27,28 +27,23 @@ arch/x86/kernel/hw_breakpoint.c.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec.structs import replace
 
 from hwbpd.core.errors import BadClaim, HwbpError, NotSupported
 from hwbpd.core.model import Access, Mode, Piece, Plan, Pool, Span
+from hwbpd.cover import aligned
 from hwbpd.hookspecs import CpuFacts
+from hwbpd.refusals import Asked, sentence
+from hwbpd_x86.debug_unit import X86DebugUnit
 from hwbpd_x86.dr7 import SLOTS, Len
+from hwbpd_x86.handling import X86Handling
+from hwbpd_x86.linux import kernel_of
+from hwbpd_x86.registers import MASK_BITS, cpu_of
 
 READ_WRITE = Access.READ | Access.WRITE
-
-# An address mask names the low bits that a comparison leaves out, and the mask registers have this many.
-MASK_BITS = 32
-
-# Where the kernel's addresses begin. User space stops a page short of the half, so that SYSRET never sees a
-# non-canonical return address. What is not canonical lies above and so counts as the kernel's.
-USER_TOP = 2**47 - 4096
-USER_TOP_LA57 = 2**56 - 4096
-# On a 32-bit kernel this is a choice of its configuration; none puts it higher, so we refuse nothing that one of them
-# takes, and leave the rest to the kernel.
-USER_TOP_32 = 0xC000_0000
 
 KERNEL_NOTES = (
     "Linux refuses (EINVAL) any slot on the CPU entry area, the per-CPU offsets, GDT, TSS, TLB state and DR7 shadow",
@@ -66,15 +61,19 @@ class X86Backend:
         :param facts: ``architecture`` is the kernel's, which decides about lengths; of ``features``, "bpext" (address
             masks) and "la57" (five-level paging, in use) matter here.
         """
+        self._debug_unit = X86DebugUnit(cpu_of(facts))
+        self._handling = X86Handling(self._debug_unit, facts)
         wide = facts.architecture == "x86_64"
         self._word_bytes = 8 if wide else 4
         self._end = 2 ** (8 * self._word_bytes)  # one past the last address
-        self._user_top = (USER_TOP_LA57 if "la57" in facts.features else USER_TOP) if wide else USER_TOP_32
+        self._user_top = kernel_of(facts).user_top
         self._has_masks = "bpext" in facts.features
         self._len_lengths = tuple(sorted(code.length_bytes for code in Len if code.length_bytes <= self._word_bytes))
         self._mask_lengths = tuple(2**n for n in range(MASK_BITS + 1) if 2**n > self._word_bytes)
         data = self._len_lengths + (self._mask_lengths if self._has_masks else ())
         self._lengths = {Access.WRITE: data, READ_WRITE: data, Access.EXECUTE: (self._word_bytes,)}
+        self._blocks = aligned(data)
+        self._blocks_with_masks = aligned(self._len_lengths + self._mask_lengths)
 
     def slots(self) -> Mapping[Pool, int]:
         """One pool for both uses."""
@@ -82,40 +81,45 @@ class X86Backend:
 
     def fit(self, span: Span, access: Access, mode: Mode) -> Plan:
         """
-        Return the one piece that is ``span`` itself.
+        Return the fewest pieces that hold ``span``, in ascending order.
 
         :raises BadClaim: for a rule of this file that is broken, with the nearest request that keeps all of them.
-        :raises NotSupported: for rule 5.
+        :raises NotSupported: for rule 4, where a CPU with address masks has slots enough.
         """
         address, length = span.address, span.length_bytes
         if access not in self._lengths:  # rule 1
             raise self._refusal(BadClaim, span, access, mode, _why_not_access(access))
-        if address < 0 or address + length > self._end:  # rule 2
+        if address < 0 or length < 1 or address + length > self._end:  # rule 2
             rule = f"DR0-DR3 are {8 * self._word_bytes} bits wide, and a span may not reach beyond or wrap around"
+            if length < 1:
+                rule = "a slot holds at least one byte"
             raise self._refusal(BadClaim, span, access, mode, rule)
         if access == Access.EXECUTE:
             if length != self._word_bytes:  # rule 3
                 rule = f"LEN of an execution breakpoint is always 0 in DR7, which Linux calls {self._word_bytes} bytes"
                 raise self._refusal(BadClaim, span, access, mode, rule)
-        elif length not in self._len_lengths and length not in self._mask_lengths:  # rule 3
-            raise self._refusal(BadClaim, span, access, mode, self._why_not_length(length))
-        elif address % length:  # rule 4
-            # Where there are no masks, an aligned address would not help.
-            if length in self._lengths[access]:
-                where = "DR0-DR3 hold" if length in self._len_lengths else "address masks cover"
-                rule = f"{where} {_bytes(length)} only at an address divisible by {length}"
-            else:
-                rule = self._why_not_length(length)
-            raise self._refusal(BadClaim, span, access, mode, rule)
-        elif length not in self._lengths[access]:  # rule 5
-            rule = f"LEN of DR7 ends at {self._word_bytes} bytes, and this CPU lacks the address masks (bpext) for more"
-            raise self._refusal(NotSupported, span, access, mode, rule)
-        # Rule 6. The first byte tells for all: a block of LEN does not straddle a page, Linux gives execution
+            blocks = [span]
+        else:
+            reach = self._reach(span) if mode.over_report else None
+            cost = self._blocks.cost(span, reach)
+            if cost is None or cost.slots > SLOTS:  # rule 4
+                refusal = NotSupported if self._would_do_with_masks(span, reach) else BadClaim
+                raise self._refusal(refusal, span, access, mode, self._why_not_number(span, mode))
+            blocks = list(self._blocks.cover(span, reach))
+        # Rule 5. The first byte tells for all: a block of LEN does not straddle a page, Linux gives execution
         # breakpoints one byte here, and for a masked block it looks no further either.
-        if address >= self._user_top and not mode.kernel:
+        if blocks[-1].address >= self._user_top and not mode.kernel:
             rule = f"addresses from {self._user_top:#x} on are the kernel's, and its hits are not asked for"
             raise self._refusal(BadClaim, span, access, mode, rule)
-        return Plan((Piece(span, access, Pool.ANY),))
+        return Plan(tuple(Piece(block, access, Pool.ANY) for block in blocks))
+
+    def debug_unit(self) -> X86DebugUnit:
+        """The registers themselves, which can do more than Linux asks of them."""
+        return self._debug_unit
+
+    def handling(self) -> X86Handling:
+        """What Linux does with them."""
+        return self._handling
 
     def describe(self) -> Mapping[str, Any]:
         """What the slots can hold, for ``hwbpctl caps``."""
@@ -123,7 +127,7 @@ class X86Backend:
             f"DR0-DR3: {SLOTS} slots, each for a breakpoint or a watchpoint; Linux picks the register",
             "there is no read-only watchpoint; rw reports reads and writes, and does not say which it was",
             f"an execution breakpoint always has length {self._word_bytes}, and may be at any address",
-            "a watchpoint's address must be divisible by its length",
+            "one slot holds these lengths at an address divisible by them; other spans of data take several slots",
         ]
         if self._has_masks:
             notes.append(f"lengths above {self._word_bytes} use the address masks (bpext), and are for data only")
@@ -135,59 +139,58 @@ class X86Backend:
             "notes": notes,
         }
 
-    def _why_not_length(self, length: int) -> str:
+    def _reach(self, span: Span) -> Span | None:
+        """How far blocks may hold bytes beside a span; None for one that is on both sides of the border already."""
+        low, high = (0, self._user_top) if span.address < self._user_top else (self._user_top, self._end)
+        return Span(low, high - low) if _end(span) <= high else None
+
+    def _would_do_with_masks(self, span: Span, reach: Span | None) -> bool:
+        cost = self._blocks_with_masks.cost(span, reach)
+        return not self._has_masks and cost is not None and cost.slots <= SLOTS
+
+    def _why_not_number(self, span: Span, mode: Mode) -> str:
         *most, last = self._len_lengths
-        rule = f"LEN of DR7 has no code for {_bytes(length)}, only for {', '.join(map(str, most))} and {last}"
-        return f"{rule}, and address masks cover powers of two up to 2^{MASK_BITS}" if self._has_masks else rule
+        holds = f"one holds {', '.join(map(str, most))} or {last} bytes, at an address divisible by that"
+        if self._has_masks:
+            holds = f"one holds a power of two up to 2^{MASK_BITS} bytes, at an address divisible by it"
+        exact = self._blocks.cost(span)
+        wide = self._blocks.cost(span, self._reach(span))
+        assert exact is not None
+        assert wide is not None
+        rule = f"it takes {(wide if mode.over_report else exact).slots} slots, and a CPU has {SLOTS}: {holds}"
+        if self._would_do_with_masks(span, self._reach(span) if mode.over_report else None):
+            rule += "; this CPU lacks the address masks (bpext) that would hold it"
+        if not mode.over_report and wide.slots <= SLOTS:
+            rule += f"; {wide.slots} would do with over-report, and report {wide.length_bytes} bytes"
+        return rule
 
     def _refusal(self, refusal: type[HwbpError], span: Span, access: Access, mode: Mode, rule: str) -> HwbpError:
-        near_span, near_access, near_mode = self._nearest(span, access, mode)
-        nearest = _as_perf_writes(near_span, near_access, near_mode)
-        covered = max(0, _covered(near_span, span))
-        if near_access != Access.EXECUTE and covered < span.length_bytes:
-            nearest += f", {covered} of the {span.length_bytes} bytes"
-        return refusal(f"{_as_perf_writes(span, access, mode)}: {rule}; nearest: {nearest}")
+        asked = Asked(span, access, mode)
+        return refusal(sentence(asked, rule, self._nearest(span, access, mode)))
 
-    def _nearest(self, span: Span, access: Access, mode: Mode) -> tuple[Span, Access, Mode]:
+    def _nearest(self, span: Span, access: Access, mode: Mode) -> Asked:
         """
         Return the request that keeps every rule and is nearest to this one.
 
-        Of data it covers as many of the bytes asked for as one slot can, all of them where that is possible; then as
-        few others as that allows; then it is the lowest. Where execution and data were asked for, it is the data.
+        Of data it holds as many of the bytes asked for as the slots of a CPU can, all of them where that is possible,
+        and no others. Where execution and data were asked for, it is the data.
         """
         if access not in self._lengths:
             access = Access.WRITE if Access.WRITE in access and Access.READ not in access else READ_WRITE
         first = min(max(span.address, 0), self._end - 1)
         if access == Access.EXECUTE:
-            near = Span(min(first, self._end - self._word_bytes), self._word_bytes)
+            near: Span | None = Span(min(first, self._end - self._word_bytes), self._word_bytes)
         else:
-            end = min(max(span.address + span.length_bytes, first + 1), self._end)
-            asked = Span(first, end - first)
-            near = max(
-                self._blocks(asked),
-                key=lambda block: (_covered(block, asked), -block.length_bytes, -block.address),
-            )
-        if near.address >= self._user_top and not mode.kernel:
+            end = min(max(_end(span), first + 1), self._end)
+            near = self._blocks.most_of(Span(first, end - first), SLOTS)
+        assert near is not None, "a slot can hold any one byte"
+        if _end(near) > self._user_top and not mode.kernel:
             mode = replace(mode, kernel=True)
-        return near, access, mode
-
-    def _blocks(self, asked: Span) -> Iterator[Span]:
-        """The blocks worth a look: of each length the one that holds the first byte asked for, and the next one."""
-        for length in self._lengths[READ_WRITE]:
-            block = Span(asked.address - asked.address % length, length)
-            yield block
-            if _end(block) < _end(asked):
-                # Where a third is touched, too, this one lies wholly within, and the third covers no more.
-                yield Span(_end(block), length)
+        return Asked(near, access, mode)
 
 
 def _end(span: Span) -> int:
     return span.address + span.length_bytes
-
-
-def _covered(block: Span, asked: Span) -> int:
-    """How many bytes of ``asked`` lie in ``block``; negative for the distance where they do not meet."""
-    return min(_end(block), _end(asked)) - max(block.address, asked.address)
 
 
 def _why_not_access(access: Access) -> str:
@@ -196,14 +199,3 @@ def _why_not_access(access: Access) -> str:
     if Access.EXECUTE in access:
         return "R/W of DR7 holds one code, for execution or for data; x needs a slot of its own"
     return "R/W of DR7 has codes for x, w and rw, and no access is asked for"
-
-
-def _as_perf_writes(span: Span, access: Access, mode: Mode) -> str:
-    """``mem:ADDR/LEN:ACCESS``, and a modifier where not every hit is seen (``h``: neither user's nor kernel's)."""
-    seen = {(True, True): "", (True, False): ":u", (False, True): ":k", (False, False): ":h"}[mode.user, mode.kernel]
-    letters = f":{access.letters}" if access else ""
-    return f"mem:{span.address:#x}/{span.length_bytes}{letters}{seen}"
-
-
-def _bytes(length: int) -> str:
-    return f"{length} byte" if length == 1 else f"{length} bytes"

@@ -166,6 +166,7 @@ class FakeDaemon:
             "slots": always(message("slots", pools={"any": 4}, cpus=[], resources=[], more=False)),
             "rearm": lambda request: [message("rearmed", claim=request["claim"])],
             "fit": self._fit,
+            "plan": self._plan,
             "foreign": always(message("foreign", holders=[])),
             "capabilities": always(message("capabilities", **CAPABILITIES)),
             "why": self._why,
@@ -196,6 +197,15 @@ class FakeDaemon:
     def _fit(request: Message) -> list[Message]:
         piece = {name: request[name] for name in ("address", "length", "access")} | {"pool": "any"}
         return [message("fit", fits=True, pieces=[piece])]
+
+    @staticmethod
+    def _plan(request: Message) -> list[Message]:
+        halves = [
+            {"address": request["address"] + offset, "length": request["length"] // 2}
+            | {"access": request["access"], "pool": "any"}
+            for offset in (0, request["length"] // 2)
+        ]
+        return [message("plan", pieces=halves, slots={"any": 2}, pools={"any": 4})]
 
     def asked(self, op: str) -> list[Message]:
         """The requests of that name, oldest first."""

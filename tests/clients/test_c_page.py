@@ -93,7 +93,7 @@ def test_the_header_has_the_numbers_of_the_layout(reader: Path) -> None:
     numbers = {name: int(value) for name, value in (line.split() for line in lines)}
     assert {name: numbers.pop(name) for name in ("NONE", "YES", "UNKNOWN")} == {one.name: one for one in Answer}
     assert numbers.pop("HEADER_BYTES") == page_layout.CPUS_FROM * page_layout.WORD_BYTES
-    assert len(numbers) == 15
+    assert len(numbers) == 16
     assert numbers == {name: getattr(page_layout, name) for name in numbers}
     assert numbers == {name: getattr(python_reader, name) for name in numbers}
 

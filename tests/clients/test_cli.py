@@ -157,6 +157,16 @@ def test_fit_tells_whether_with_its_exit_status_and_claims_nothing(daemon: FakeD
     assert daemon.asked("claim") == []
 
 
+def test_fit_without_a_target_tells_which_slots_an_event_takes(daemon: FakeDaemon) -> None:
+    text = run(daemon, "fit", "mem:0x404040/16:w", "--over-report")
+    assert text.exit_code == 0
+    assert text.stdout == "takes 2 of the 4 slots of a cpu: 0x404040/8:w, 0x404048/8:w\n"
+    value = json.loads(run(daemon, "fit", "-e", "mem:0x404040/16:w", as_json=True).stdout)
+    assert (len(value["pieces"]), value["slots"], value["pools"]) == (2, {"any": 2}, {"any": 4})
+    assert [ask.get("over_report", False) for ask in daemon.asked("plan")] == [True, False]
+    assert daemon.asked("fit") == daemon.asked("claim") == []
+
+
 def test_rearm_lets_a_claim_report_again(daemon: FakeDaemon) -> None:
     assert run(daemon, "rearm", "7").stdout == "claim 7 reports again\n"
     assert json.loads(run(daemon, "rearm", "7", as_json=True).stdout) == {"claim": 7}
@@ -258,7 +268,9 @@ def test_a_bad_event_is_pointed_at(daemon: FakeDaemon) -> None:
         ["watch", "-e", EVENT, "--only-pid", "1", "-t", "1"],
         ["watch", "-e", EVENT, "--only-pid", "1", "--", "true"],
         ["watch", "-e", EVENT, "-a", "--guard", "-1"],
-        ["fit", "-e", EVENT],
+        ["fit"],
+        ["fit", EVENT, "-e", EVENT],
+        ["fit", "mem:"],
         ["rearm"],
         ["stat", "-e", EVENT, "-t", "-1"],
         ["release"],

@@ -51,6 +51,11 @@ def test_pools_of_an_arm_cpu_are_told_apart() -> None:
     )
 
 
+def test_cpus_with_more_slots_than_every_cpu_has_are_shown_with_theirs() -> None:
+    rows = [cpu(0), cpu(1) | {"slots": {"any": 6}}, cpu(2)]
+    assert shown(slots_of(rows)).splitlines() == ["cpu 0,2: 4 of 4 slots free", "cpu 1: 6 of 6 slots free"]
+
+
 def test_a_task_on_some_cpus_and_riders_of_one_slot_have_their_own_lines() -> None:
     resource = held(1, cpus=[0, 1, 2]) | {"claims": [CLAIM_ROW, CLAIM_ROW | {"claim": 2, "comm": "lldb"}]}
     text = shown(slots_of([], resource)).splitlines()

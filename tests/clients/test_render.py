@@ -49,6 +49,51 @@ note: reads alone cannot be watched
 """)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "text"),
+    [
+        ([8], "8"),
+        ([2, 4], "2, 4"),
+        ([1, 2, 4, 8], "1, 2, 4, 8"),
+        ([1, 2, 3, 4, 5, 6, 7, 8], "1 to 8"),
+        ([2**n for n in range(33)], "powers of two from 1 to 2^32"),
+        ([1, 2, 4, 8, 16, 33], "1, 2, 4, 8, 16, 33"),
+    ],
+)
+def test_lengths_are_said_in_few_words_and_no_others_with_them(lengths: list[int], text: str) -> None:
+    registers = dict(CAPABILITIES["registers"]) | {"lengths": {"w": lengths}, "default_lengths": {}}  # type: ignore[arg-type]
+
+    said = render.capabilities(value_of(hwbp.Capabilities, CAPABILITIES, registers=registers))
+
+    assert f"w              {text} bytes; reported after the access" in said.splitlines()
+
+
+def test_capabilities_of_cpus_that_differ_have_both_numbers() -> None:
+    some = [{"cpus": [2, 3], "pools": {"inst": 5, "data": 4}}, {"cpus": [0, 1], "pools": {"inst": 4, "data": 4}}]
+    value = value_of(
+        hwbp.Capabilities,
+        CAPABILITIES,
+        pools={"inst": 4, "data": 4},
+        pools_on=tuple(value_of(hwbp.PoolsRow, row) for row in some),
+    )
+    assert render.capabilities(value).splitlines()[2:5] == [
+        "slots per cpu  4 (inst), 4 (data) wherever it runs; bound to a cpu:",
+        "  cpu 2-3      5 (inst), 4 (data)",
+        "  cpu 0-1      4 (inst), 4 (data)",
+    ]
+
+
+def test_a_plan_says_which_slots_of_how_many() -> None:
+    pieces = tuple(hwbp.Piece(0x404040 + offset, 8, "w", "any") for offset in (0, 8))
+    assert render.plan(hwbp.Plan(pieces, {"any": 2}, {"any": 4})) == (
+        "takes 2 of the 4 slots of a cpu: 0x404040/8:w, 0x404048/8:w"
+    )
+    wide = hwbp.Plan(pieces[:1], {"data": 1}, {"inst": 6, "data": 1}, over_reported=1)
+    assert render.plan(wide) == (
+        "takes 1 of the 1 data slot of a cpu: 0x404040/8:w; reports accesses to 1 byte beside what was asked for, too"
+    )
+
+
 def test_a_story_is_one_sentence_a_line() -> None:
     assert render.why(hwbp.Why(3, "over", ("asked", "armed"))) == "claim 3: over\n  asked\n  armed"
 

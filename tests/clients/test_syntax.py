@@ -11,7 +11,7 @@ from hwbp.syntax import BadSyntax, Event, format_cpus, parse_cpus, parse_event
 EVENTS = st.builds(
     Event,
     address=st.integers(0, 2**64 - 1),
-    length=st.none() | st.integers(1, 2**31),
+    length=st.none() | st.integers(1, 2**32),
     access=st.sampled_from(["r", "w", "rw", "x"]),
 ).flatmap(
     lambda event: st.sampled_from([(True, True), (True, False), (False, True)]).map(
@@ -58,7 +58,9 @@ def test_an_event_is_read_as_perf_reads_it(text: str, event: Event) -> None:
         ("mem:12ab", 4),
         ("mem:0/", 6),
         ("mem:0/0", 6),
-        ("mem:0/4294967296", 6),
+        ("mem:0/4294967297", 6),  # one more than any slot can hold
+        ("mem:0/99999999999", 6),
+        ("mem:0/0x8", 6),
         ("mem:0/8/", 7),
         ("mem:0:w/8", 7),  # the order perf once had
         ("mem:0:", 6),

@@ -229,7 +229,7 @@ claims = st.fixed_dictionaries(
     | {"age_ns": counts, "hits": numbers, "lost": counts, "dropped": counts}
 )
 resources = st.fixed_dictionaries(
-    {"resource": counts, "address": st.none() | numbers, "length": st.integers(1, 2**31)}
+    {"resource": counts, "address": st.none() | numbers, "length": st.integers(1, 2**32)}
     | {"access": st.sampled_from(["r", "w", "rw", "x"]), "pool": names, "user": st.booleans(), "kernel": st.booleans()}
     | {"delivery": names, "tid": st.integers(0, 2**22), "pid": st.integers(0, 2**22)}
     | {"cpus": st.none() | st.lists(st.integers(0, 8191), min_size=1, max_size=5)}

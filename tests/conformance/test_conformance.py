@@ -130,7 +130,7 @@ def test_what_is_no_request_is_refused_and_the_session_goes_on(
 @pytest.mark.parametrize(
     ("wish", "errno"),
     [
-        ({"length": 3}, "EINVAL"),
+        ({"length": 3000}, "EINVAL"),
         ({"cpus": []}, "EINVAL"),
         ({"user": False, "kernel": False}, "EINVAL"),
         ({"ring_bytes": 5000}, "EINVAL"),
@@ -489,7 +489,7 @@ def test_replies_come_in_the_order_of_the_requests(connect: Connect, world: Worl
             case 0:
                 ids.append(client.send("slots"))
             case 1:
-                ids.append(client.send("claim", **watchpoint(world, length=3)))
+                ids.append(client.send("claim", **watchpoint(world, length=3000)))
             case 2:
                 ids.append(client.send("fit", **watchpoint(world)))
             case _:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from hwbpd import connections, messages, settings, wire
+from hwbpd import connections, messages, settings, vmms, wire
 from hwbpd.core import errors
 from hwbpd.core.books import ENDED_KEPT
 from tests.conformance import document
@@ -28,9 +28,13 @@ SHARED = {  # told once, for all of a sort
 MAPS: dict[str, type[msgspec.Struct]] = {
     "piece": messages.PieceRow,
     "cpu": messages.CpuRow,
+    "pools": messages.PoolsRow,
     "resource": messages.ResourceRow,
     "claim": messages.ClaimRow,
     "waiting": messages.WaitingRow,
+    "vm": messages.VmRow,
+    "vcpu": messages.VcpuRow,
+    "slot": messages.SlotRow,
     "holder": errors.Holder,
 }
 MESSAGES = [(SINGULAR[kind], message) for kind, base in KINDS.items() for message in messages_below(base)]
@@ -165,6 +169,7 @@ def test_the_bounds_without_a_setting_are_those_of_the_code() -> None:
     told = {what: bound for what, bound, setting, *_ in document.columns("what", "at most", "setting", "beyond it")}
 
     assert int(told["seconds until a hello is accepted"]) * 10**9 == connections.HELLO_WITHIN_NS
+    assert int(told["reports on a vCPU, a second"]) * vmms.REPORT_EVERY_NS == 10**9
     assert f"one of the last {ENDED_KEPT} that are over" in document.text()
 
 

@@ -27,8 +27,8 @@ class Pair:
     """The real books and the slow ones, of one world, doing the same."""
 
     def __init__(self, world: World) -> None:
-        self.real = Books(world.slots, world.possible, world.online)
-        self.slow = SlowBooks(world.slots, world.possible, world.online)
+        self.real = Books(world.slots, world.possible, world.online, world.slots_on)
+        self.slow = SlowBooks(world.slots, world.possible, world.online, world.slots_on)
         self.claims: dict[int, list[int]] = {}  # claim -> its resources
         self.refusal: NoFreeSlot | None = None  # the last
         self._next_claim = 1
@@ -97,7 +97,7 @@ def test_a_machine_that_got_everything_back_is_as_new(history: History) -> None:
     for claim_id in list(pair.claims):
         pair.give_back(claim_id)
 
-    assert pair.real.dump() == Books(history.world.slots, history.world.possible, history.world.online).dump()
+    assert pair.real.dump() == Pair(history.world).real.dump()
 
 
 # --- every small world -----------------------------------------------------------------------------------------------
@@ -111,6 +111,12 @@ SMALL_WORLDS = {
     ),
     "1 slot in each of 2 pools, 2 CPUs, 1 task": World(
         {Pool.INST: 1, Pool.DATA: 1}, (0, 1), (0, 1), (strategies.task(0),)
+    ),
+    "2 slots on one CPU and 1 on the other, 2 tasks": World(
+        {Pool.ANY: 2}, (0, 1), (0, 1), tuple(map(strategies.task, range(2))), {1: {Pool.ANY: 1}}
+    ),
+    "3 slots on one CPU, and 1 on one that is offline, 1 task": World(
+        {Pool.ANY: 1}, (0, 1), (0,), (strategies.task(0),), {0: {Pool.ANY: 3}}
     ),
 }
 
@@ -229,8 +235,9 @@ def test_when_those_named_give_back_the_place_refused_has_room(history: History)
         if isinstance(operation, GiveBack):
             continue
         too_many = any(
-            sum(piece.pool is pool for piece in operation.plan.pieces) > slots
-            for pool, slots in history.world.slots.items()
+            sum(piece.pool is pool for piece in operation.plan.pieces) > history.world.has(cpu, pool)
+            for pool in history.world.slots
+            for cpu in history.world.possible
         )
         # A request on several CPUs may lack room on more than one, and one for a process on several of its threads;
         # each refusal names those of one place.

@@ -9,7 +9,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwbpd.core.books import ENDED_KEPT, Books, Buckets, ClaimRecord
+from hwbpd.core.books import ENDED_KEPT, Books, ClaimRecord
+from hwbpd.core.counts import Buckets
 from hwbpd.core.lifecycle import State
 from hwbpd.core.model import Owner, Plan, Pool, Target, Task
 from tests import strategies
@@ -42,8 +43,8 @@ def test_buckets_say_what_a_plain_dictionary_says(assignments: list[tuple[int, i
 def both_after(history: History) -> tuple[Books, SlowBooks]:
     """Take everything in a history whether it fits or not: what is counted does not depend on it."""
     world = history.world
-    books = Books(world.slots, world.possible, world.online)
-    slow = SlowBooks(world.slots, world.possible, world.online)
+    books = Books(world.slots, world.possible, world.online, world.slots_on)
+    slow = SlowBooks(world.slots, world.possible, world.online, world.slots_on)
     for number, operation in enumerate(history.operations):
         match operation:
             case Take(_, target, plan):

@@ -112,8 +112,8 @@ class Shell:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.arbiter = Arbiter(world.slots, world.possible, world.online, REARM_AFTER_NS)
-        self.slow = SlowBooks(world.slots, world.possible, world.online)
+        self.arbiter = Arbiter(world.slots, world.possible, world.online, REARM_AFTER_NS, slots_on=world.slots_on)
+        self.slow = SlowBooks(world.slots, world.possible, world.online, world.slots_on)
         self.events: list[AnyEvent] = []
         self.effects: list[list[Effect]] = []  # of each event
         self.looking: list[int] = []  # claims for which somebody looks who is in the way
@@ -260,8 +260,11 @@ class Shell:
             for cpu in self.world.possible:
                 assert counts.held_cpu_wide(cpu) == len(books.cpu_wide_on(cpu, pool)) == cpu_wide(events, cpu, pool)
                 assert counts.held_by_busiest(cpu) == of_busiest(events, cpu, pool)
-            most = max(cpu_wide(events, cpu, pool) for cpu in self.world.possible)
-            assert counts.held_cpu_wide(counts.most_cpu_wide()) == most
+            for kind in counts.kinds:
+                alike = [cpu for cpu in self.world.possible if self.slow.has(cpu, pool) == kind.slots]
+                most = counts.most_cpu_wide(kind)
+                assert most in alike
+                assert counts.held_cpu_wide(most) == max(cpu_wide(events, cpu, pool) for cpu in alike)
 
 
 def claim_requested(now_ns: int, owner: Owner, target: Target, plan: Plan, guard_per_s: int = 0) -> ClaimRequested:
@@ -298,7 +301,7 @@ def test_the_same_events_lead_to_the_same_effects_and_the_same_state(history: Hi
     world, _ = history
     shell = play(history)
 
-    again = Arbiter(world.slots, world.possible, world.online, REARM_AFTER_NS)
+    again = Arbiter(world.slots, world.possible, world.online, REARM_AFTER_NS, slots_on=world.slots_on)
     effects_again = [again.step(event) for event in shell.events]
 
     assert [[plain(effect) for effect in told] for told in effects_again] == [
@@ -343,7 +346,7 @@ def test_nothing_that_is_refused_leaves_a_trace_in_the_books(history: History) -
     before = shell.arbiter.books.dump()
 
     # when everybody asks for more than there is
-    most = max(world.slots.values()) + 1
+    most = max(world.has(cpu, pool) for pool in world.slots for cpu in world.possible) + 1
     plan = Plan(tuple(strategies.piece(next(iter(world.slots)), number) for number in range(most)))
     processes: list[Process | None] = [task.process for task in world.tasks]
     targets = [Target(), *map(Target, world.tasks), *(Target(process=process) for process in processes)]
@@ -368,5 +371,6 @@ def test_when_everybody_has_left_the_books_are_as_new(history: History) -> None:
         if (cpu in shell.slow.online) != (cpu in world.online):
             shell.do(Happens("cpu", cpu, ANN, refuses=False))
 
-    assert shell.arbiter.books.dump() == Arbiter(world.slots, world.possible, world.online).books.dump()
+    as_new = Arbiter(world.slots, world.possible, world.online, slots_on=world.slots_on)
+    assert shell.arbiter.books.dump() == as_new.books.dump()
     assert not shell.slow.events()

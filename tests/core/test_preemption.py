@@ -41,8 +41,8 @@ class Machine:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.books = Books(world.slots, world.possible, world.online)
-        self.slow = SlowBooks(world.slots, world.possible, world.online)
+        self.books = Books(world.slots, world.possible, world.online, world.slots_on)
+        self.slow = SlowBooks(world.slots, world.possible, world.online, world.slots_on)
 
     def claim(self, target: Target, pools: Iterable[Pool] = (Pool.ANY,), ride: bool = False) -> int:
         """Hold a slot for each of the pools; with ``ride``, another's of the same target where there is one."""
@@ -101,8 +101,11 @@ class Machine:
 
 
 def slow_with_reserve(world: World, reserve: int) -> SlowBooks:
-    slots = {pool: count - min(reserve, count - 1) for pool, count in world.slots.items()}
-    return SlowBooks(slots, world.possible, world.online)
+    left = {
+        cpu: {pool: count - min(reserve, count - 1) for pool, count in world.slots_on.get(cpu, world.slots).items()}
+        for cpu in world.possible
+    }
+    return SlowBooks(world.slots, world.possible, world.online, left)
 
 
 def one(pieces: int = 1, pool: Pool = Pool.ANY) -> Plan:
@@ -205,7 +208,8 @@ def contests(draw: st.DrawFn) -> Contest:
     possible = tuple(range(draw(st.integers(1, 3))))
     online = tuple(sorted(draw(st.sets(st.sampled_from(possible), min_size=1))))
     tasks = tuple(strategies.task(number) for number in range(draw(st.integers(1, 4))))
-    world = World(draw(pools), possible, online, tasks)
+    slots = draw(pools)
+    world = World(slots, possible, online, tasks, draw(strategies.differing(slots, possible)))
     targets, plans = strategies.targets(world), strategies.plans(world, most=2)
 
     contested = Machine(world)

@@ -19,7 +19,8 @@ from msgspec.structs import replace
 
 from hwbpd.core import queue as queue_file
 from hwbpd.core.admission import fits, full_places
-from hwbpd.core.books import Books, ClaimRecord, PoolBooks
+from hwbpd.core.books import Books, ClaimRecord
+from hwbpd.core.counts import PoolBooks
 from hwbpd.core.errors import CpuOffline, NoFreeSlot
 from hwbpd.core.model import CLASS, Delivery, Kind, Mode, Plan, Pool, Rank, Resource, Target, Task
 from hwbpd.core.queue import Queue
@@ -78,9 +79,10 @@ class Hall:
 
     def __init__(self, world: World, reserve: int) -> None:
         self.reserve = reserve
-        self.books = Books(world.slots, world.possible, world.online)
+        self.books = Books(world.slots, world.possible, world.online, world.slots_on)
         self.queue = Queue()
-        self.slow = SlowQueue(SlowBooks(world.slots, world.possible, world.online), world.tasks, reserve)
+        slow = SlowBooks(world.slots, world.possible, world.online, world.slots_on)
+        self.slow = SlowQueue(slow, world.tasks, reserve)
         self.claims: dict[int, ClaimRecord] = {}
         self.held: dict[int, list[int]] = {}  # claim -> its resources
         self._last_claim = 0
@@ -133,7 +135,7 @@ class Hall:
         pieces = Counter(piece.pool for piece in asking.plan.pieces)
         pools = {pool: self.books.pools[pool] for pool in pieces}
         return not any(
-            list(full_places(counts, target, pieces[pool] + min(reserve, counts.slots - 1)))
+            list(full_places(counts, target, pieces[pool], reserve))
             for pool, counts in pools.items()
         )
 
@@ -157,7 +159,7 @@ class Hall:
         for pool in {piece.pool for piece in granted.pieces}:
             wanted = sum(piece.pool is pool for piece in passed.plan.pieces)
             held = self.books.pools[pool].held_cpu_wide(cpu) + self.books.pools[pool].held_by_task(task, cpu)
-            assert not wanted or held + wanted <= self.slow.limit(passed.rank, pool)
+            assert not wanted or held + wanted <= self.slow.limit(passed.rank, cpu, pool)
 
     def give_back(self, giving: ClaimRecord) -> None:
         for resource_id in self.held.pop(giving.claim.claim_id):
@@ -200,7 +202,8 @@ def stories(draw: st.DrawFn) -> tuple[World, int, list[Operation]]:
     slots = draw(st.one_of(st.fixed_dictionaries({Pool.ANY: counts}), two_pools))
     possible = tuple(range(draw(st.integers(1, 3))))
     online = tuple(sorted(draw(st.sets(st.sampled_from(possible), min_size=1))))
-    world = World(slots, possible, online, tuple(map(strategies.task, range(draw(st.integers(1, 3))))))
+    tasks = tuple(map(strategies.task, range(draw(st.integers(1, 3)))))
+    world = World(slots, possible, online, tasks, draw(strategies.differing(slots, possible)))
     cpus = st.one_of(st.none(), st.sets(st.sampled_from(possible), min_size=1).map(lambda some: tuple(sorted(some))))
     targets = st.one_of(
         st.builds(Target, st.none(), cpus),

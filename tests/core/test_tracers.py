@@ -186,6 +186,28 @@ def test_what_could_not_be_taken_again_is_still_the_threads(arbiter: Arbiter) ->
     assert states(arbiter) == {2: "residue"}
 
 
+@pytest.mark.parametrize("has_some", [True, False])
+def test_a_tracer_that_took_some_of_its_slots_leaves_them_behind(arbiter: Arbiter, has_some: bool) -> None:
+    # Given a tracer that takes three slots, and is refused one of them,
+    tracer(arbiter, pieces=3)
+    take(arbiter)
+    effects = run(arbiter, TakeFailed(LATE_NS, ANN, 73, 1, errno.EINVAL))
+
+    # then it is looked whether the thread has any of the others,
+    assert isinstance(effects[0], Probe)
+    assert effects[1:] == [Done(ANN, 73, "take_failed", 1)]
+    effects = run(arbiter, Probed(LATE_NS, 1, has_some))
+
+    # and where it has, they stay counted until the thread ends; where it has none, all are free.
+    if has_some:
+        assert (effects, states(arbiter)) == ([], {1: "residue"})
+        assert len(arbiter.books.resources) == 3
+        run(arbiter, TargetEnded(LATE_NS, next(iter(arbiter.books.resources)), execed=False))
+    else:
+        assert [type(effect) for effect in effects if isinstance(effect, Disarm | Ended)] == [Disarm, Ended]
+    assert not arbiter.books.resources
+
+
 @pytest.mark.parametrize("has_slot", [False, True])
 def test_who_fails_at_one_of_several_slots_may_have_left_others_behind(arbiter: Arbiter, has_slot: bool) -> None:
     # given a tracer that is about to take two slots

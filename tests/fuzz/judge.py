@@ -37,7 +37,9 @@ REPLIES: dict[str, dict[str, type]] = {
     "released": COUNTS,
     "counts": COUNTS,
     "rearmed": {"claim": int},
-    "fit": {"fits": bool, "pieces": list, "errno": str, "sentence": str, "holders": list},
+    "fit": {"fits": bool, "pieces": list, "errno": str, "sentence": str, "holders": list}
+    | {"over_reported": int},
+    "plan": {"pieces": list, "slots": dict, "pools": dict, "over_reported": int},
     "slots": {"pools": dict, "cpus": list, "resources": list, "more": bool, "waiting": list},
     "foreign": {"holders": list},
     "capabilities": {
@@ -49,6 +51,7 @@ REPLIES: dict[str, dict[str, type]] = {
         "cpus_online": list,
         "registers": dict,
         "limits": dict,
+        "pools_on": list,
     },
     "why": {"claim": int, "state": str, "lines": list},
     "following": {},

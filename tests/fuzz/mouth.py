@@ -162,6 +162,9 @@ class Mouth:
         match op:
             case "claim" | "fit":
                 request |= self._wish()
+            case "plan":
+                wish = self._wish()
+                request |= {name: wish[name] for name in ("address", "length", "access")}
             case "release" | "rearm" | "counts" | "why":
                 request["claim"] = self._some_claim()
             case "slots" if rng.random() < 0.5:
@@ -172,7 +175,7 @@ class Mouth:
         rng, knows = self._rng, self._knows
         wish: dict[str, Any] = {
             "address": rng.choice([*knows.addresses * 8, 0, 2**47, 2**63, 2**64 - 8, 2**64 - 1, rng.getrandbits(64)]),
-            "length": rng.choice([1, 2, 4, 8, 8, 8, 8, 3, 16, 64, 2**31]),
+            "length": rng.choice([1, 2, 4, 8, 8, 8, 8, 3, 16, 64, 2**32]),
             "access": rng.choice(["w", "w", "rw", "r", "x"]),
         }
         if rng.random() < 0.75:
@@ -235,6 +238,7 @@ _OPS = {
     "claim": 30,
     "release": 22,
     "fit": 8,
+    "plan": 3,
     "counts": 8,
     "why": 8,
     "slots": 8,
@@ -256,6 +260,7 @@ _OPTIONS: dict[str, list[Any]] = {
     "kernel_chain": [True],
     "ring_bytes": [0, 4096, 8192, 5000, 2**23, 2**30],
     "across_exec": [True],
+    "over_report": [True, False],
     "guard": [0, 1, 10_000, 10**9],
     "kind": ["ptrace", "perf", "kgdb", "kvm", "background"],
     "label": _NAMES,
@@ -270,7 +275,7 @@ _WRONG_VALUES: dict[str, list[Any]] = {
     "version": [*_NO_COUNT, 65536],
     "client": ["x" * 65, 5, None, b"gdb"],
     "address": _NO_COUNT,
-    "length": [*_NO_COUNT, 0, 2**31 + 1],
+    "length": [*_NO_COUNT, 0, 2**32 + 1],
     "access": ["", "wr", "rwx", "W", "w\n", 1, None, b"w"],
     "tid": [*_NO_COUNT, 2**22 + 1],
     "pid": [*_NO_COUNT, 2**22 + 1],

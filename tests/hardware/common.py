@@ -14,6 +14,7 @@ from hwbpd_linux.machine import LinuxMachine
 X86 = os.uname().machine == "x86_64"
 RING_BYTES = 64 * mmap.PAGESIZE
 EXECUTE_BYTES = 8 if X86 else 4
+WATCHPOINT_POOL = Pool.ANY if X86 else Pool.DATA
 
 HITS = Mode(ring_bytes=RING_BYTES)
 COUNT = Mode(delivery=Delivery.COUNT)
@@ -59,7 +60,7 @@ def piece(address: int, letters: str) -> Piece:
     """What one slot holds, eight bytes of data or one instruction."""
     access = Access.from_letters(letters)
     execute = Access.EXECUTE in access
-    pool = Pool.ANY if X86 else (Pool.INST if execute else Pool.DATA)
+    pool = Pool.INST if execute and not X86 else WATCHPOINT_POOL
     return Piece(Span(address, EXECUTE_BYTES if execute else 8), access, pool)
 
 

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 import pytest
 
 from examples.target import Target as Program
-from hwbpd.core.model import Pool, Target
+from hwbpd.core.model import Target
 from hwbpd.hookspecs import TargetEnd
 from hwbpd_linux.cpus import online_cpus
 from hwbpd_linux.machine import LinuxMachine
-from tests.hardware.common import HITS, HOLD, piece
+from tests.hardware.common import HITS, HOLD, WATCHPOINT_POOL, piece
 from tests.hardware.daemon import MARKS, WAIT_S, kernel_room
 from tests.hardware.tracer import Tracer
 from tests.judges.opener import KernelOpener
@@ -51,7 +51,7 @@ def test_an_address_register_that_is_written_takes_a_slot_until_the_thread_exits
         tracer.poke(0)
         tracer.poke(0)
         assert kernel_room(tid=target.tid) == SLOTS - 1, "the same register, the same slot"
-        tracer.poke(3)
+        tracer.poke(1)
         tracer.do("detach")
 
     assert kernel_room(tid=target.tid) == SLOTS - 2
@@ -125,11 +125,11 @@ def test_what_others_have_bound_to_a_cpu_is_not_taken_for_a_tracers(machine: Lin
     bound = opener.open(target.tid, online_cpus()[0])
     try:
         if len(online_cpus()) > 1:
-            assert machine.slots_outside(Pool.ANY, here) == 0
+            assert machine.slots_outside(WATCHPOINT_POOL, here) == 0
 
         # but what a perf user has on the thread everywhere cannot be told from it
         following = opener.open(target.tid, -1)
-        assert machine.slots_outside(Pool.ANY, here) == 1
+        assert machine.slots_outside(WATCHPOINT_POOL, here) == 1
         opener.close(following)
     finally:
         opener.close(bound)

@@ -16,8 +16,10 @@ import pytest
 import hwbp
 from examples.target import Target
 from hwbpd_linux.cpus import online_cpus
+from tests.hardware.common import EXECUTE_BYTES, X86
 from tests.hardware.daemon import (
     MARKS,
+    POOL,
     WAIT_S,
     Daemon,
     all_free,
@@ -29,6 +31,9 @@ from tests.hardware.daemon import (
 
 pytestmark = MARKS
 
+KIND, UNUSED = ("", "") if X86 else ("data ", "6 of 6 inst slots free; ")
+FREE = f"{KIND}slots free"
+TOO_LONG = "EINVAL: mem:0x1001/80:w: it takes 13" if X86 else "EOPNOTSUPP: mem:0x1001/80:w: it takes 11"
 DONE, REFUSED, USAGE, NOT_REACHABLE = 0, 1, 2, 3
 WAIT_FOR_A_LINE = ["--", "sh", "-c", "echo runs; read line; exit 7"]
 
@@ -87,7 +92,7 @@ def write_event(target: Target) -> str:
 
 
 def test_ls_shows_who_holds_what(daemon: Daemon, client: hwbp.Client, target: Target) -> None:
-    assert "4 of 4 slots free" in hwbpctl(daemon, "ls").stdout
+    assert f"4 of 4 {FREE}" in hwbpctl(daemon, "ls").stdout
     wide = client.claim(address=0x1000, length=8, access="rw", delivery="hold", label="spare")
     watch = client.claim(write_event(target), tid=target.tid, kind="ptrace")
     target.command("write 12")
@@ -95,7 +100,7 @@ def test_ls_shows_who_holds_what(daemon: Daemon, client: hwbp.Client, target: Ta
     shown = hwbpctl(daemon, "ls").stdout.splitlines()
 
     on_cpus, of_wide, of_thread, of_watch = shown[1:]
-    assert f"cpu 0-{max(online_cpus())}: 2 of 4 slots free (1 cpu-wide, 1 on the busiest task)" in on_cpus
+    assert f"cpu 0-{max(online_cpus())}: {UNUSED}2 of 4 {FREE} (1 cpu-wide, 1 on the busiest task)" in on_cpus
     assert of_wide.split()[:2] == [str(wide.claim_id), own_name()]
     assert "held" in of_wide
     assert of_wide.endswith("spare")
@@ -109,8 +114,9 @@ def test_ls_answers_programs_with_the_books(daemon: Daemon, client: hwbp.Client,
 
     told = answer(daemon, "ls")
 
-    assert told["pools"] == {"any": 4}
-    assert [row["busiest_task"] for row in told["cpus"] if row["online"]] == [{"any": 1}] * len(online_cpus())
+    assert told["pools"][POOL] == 4
+    of_busiest = {pool: int(pool == POOL) for pool in told["pools"]}
+    assert [row["busiest_task"] for row in told["cpus"] if row["online"]] == [of_busiest] * len(online_cpus())
     (resource,) = told["resources"]
     assert (int(resource["address"], 16), resource["tid"]) == (target.variable, target.tid)
     assert [claim["claim"] for claim in resource["claims"]] == [watch.claim_id]
@@ -119,17 +125,18 @@ def test_ls_answers_programs_with_the_books(daemon: Daemon, client: hwbp.Client,
 def test_caps_tells_what_the_registers_can_hold(daemon: Daemon, client: hwbp.Client) -> None:
     text, told = hwbpctl(daemon, "caps").stdout, answer(daemon, "caps")
 
-    assert "slots per cpu  4" in text
-    assert (told["machine"], told["backend"], told["pools"]) == ("linux", "x86", {"any": 4})
+    assert f"slots per cpu  {'4' if X86 else '6 (inst), 4 (data)'}" in text
+    backend, pools = ("x86", {"any": 4}) if X86 else ("arm64", {"inst": 6, "data": 4})
+    assert (told["machine"], told["backend"], told["pools"]) == ("linux", backend, pools)
     assert told["cpus_online"] == list(online_cpus())
-    assert told["registers"]["lengths"]["x"] == [8]
+    assert told["registers"]["lengths"]["x"] == ([8] if X86 else [2, 4])
 
 
 def test_why_tells_the_story_of_a_refusal(daemon: Daemon, client: hwbp.Client) -> None:
     for _ in range(4):
         client.claim(address=0x1000, length=8, access="w", delivery="hold")
     refused = hwbpctl(daemon, "hold", "-e", "mem:0x1000/8:w", "-a", status=REFUSED)
-    assert refused.stderr.startswith("hwbpctl: ENOSPC: no slot on cpu ")
+    assert refused.stderr.startswith(f"hwbpctl: ENOSPC: no {KIND}slot on cpu ")
     assert f"held by {own_name()} as perf: 4 cpu-wide on cpu " in refused.stderr
     story = refused.stderr.split()[-1]
 
@@ -163,9 +170,10 @@ def test_watch_prints_so_many_hits_and_ends(daemon: Daemon, alone: None, target:
         status, output, complaints = end_of(it)
 
     assert (status, complaints) == (DONE, "")
+    after_store = target.code.start + (10 if X86 else 12)  # Arm reports before the store
     hits = [line for line in output.splitlines() if f"[{target.pid}]" in line]
     assert len(hits) == 5
-    assert all(f" {target.code.start + 10:#x}" in line for line in hits)  # the instruction after the store
+    assert all(f" {after_store:#x}" in line for line in hits)
     assert kernel_free() == all_free()
 
 
@@ -197,7 +205,7 @@ def test_watch_ends_with_its_target_having_shown_all(daemon: Daemon, alone: None
 
 
 def test_stat_counts_while_a_command_runs_and_ends_with_its_status(daemon: Daemon, alone: None, target: Target) -> None:
-    events = ["-e", write_event(target), "-e", f"mem:{target.function:#x}/8:x"]
+    events = ["-e", write_event(target), "-e", f"mem:{target.function:#x}/{EXECUTE_BYTES}:x"]
     with running(daemon, "stat", *events, "-t", str(target.tid), *WAIT_FOR_A_LINE) as it:
         lines_until(it, "runs")
         target.command("write 321")
@@ -208,7 +216,7 @@ def test_stat_counts_while_a_command_runs_and_ends_with_its_status(daemon: Daemo
     assert (status, complaints) == (7, "")
     assert [line.split() for line in output.splitlines() if "mem:" in line] == [
         ["321", write_event(target)],
-        ["1,234", f"mem:{target.function:#x}/8:x"],
+        ["1,234", f"mem:{target.function:#x}/{EXECUTE_BYTES}:x"],
     ]
 
 
@@ -274,7 +282,7 @@ def test_release_takes_a_slot_away_and_its_holder_says_so(daemon: Daemon, alone:
     [
         (["release", "999999"], "ENOENT: there is no claim 999999"),
         (["why", "999999"], "ENOENT: there is no claim 999999"),
-        (["hold", "-e", "mem:0x1001/8:w", "-a"], "EINVAL: mem:0x1001/8:w: "),
+        (["hold", "-e", "mem:0x1001/80:w", "-a"], f"{TOO_LONG} slots, and a CPU has 4"),
         (["hold", "-e", "mem:0x1000/8:w", "-C", "8000"], "ENODEV: no cpu 8000"),
         (["hold", "-e", "mem:0x1000/8:w", "-t", "4194304"], "ESRCH: there is no thread 4194304"),
     ],

@@ -15,6 +15,7 @@ from examples.target import Target
 from hwbpd_linux.cpus import online_cpus
 from tests.hardware.daemon import (
     MARKS,
+    POOL,
     WAIT_S,
     Daemon,
     all_free,
@@ -228,7 +229,7 @@ def test_kgdb_takes_at_once_on_every_cpu_and_asks_nobody(daemon: Daemon, low: hw
         suspended = [one for one in (*held, wide) if one.state == "suspended"]
         assert suspended == [wide], "of as many, the youngest"
         assert kernel_free() == dict.fromkeys(online_cpus(), 0)
-        assert {row.cpu: row.cpu_wide["any"] for row in low.slots().cpus if row.online} == dict.fromkeys(
+        assert {row.cpu: row.cpu_wide[POOL] for row in low.slots().cpus if row.online} == dict.fromkeys(
             online_cpus(), 1
         )
 

@@ -11,6 +11,7 @@ import pytest
 
 import hwbp
 from examples.target import Target
+from tests.hardware.common import EXECUTE_BYTES
 from tests.hardware.daemon import MARKS, Daemon, all_free, books_free, kernel_free
 
 pytestmark = MARKS
@@ -135,7 +136,7 @@ def test_a_cpu_wide_claim_can_be_filtered_by_process(client: hwbp.Client) -> Non
     with (
         Target() as target,
         Target() as other,
-        client.claim(f"mem:{target.function:#x}/8:x", cpus=None, only_pid=target.pid) as watch,
+        client.claim(f"mem:{target.function:#x}/{EXECUTE_BYTES}:x", cpus=None, only_pid=target.pid) as watch,
     ):
         target.command("call 20")
         other.command("call 30")

@@ -33,7 +33,7 @@ with hwbp.connect(socket) as client, Tracer(tid) as tracer:
     slot = client.tracer_claim(tid, "mem:0x10000/8:w:u", placeholder=bool(placeholder))
     def poke():
         if pokes:
-            tracer.poke(0)
+            tracer.poke(1)
         tracer.do("detach")
         print(slot.claim_id, flush=True)
         signal.pause()
@@ -215,7 +215,7 @@ def test_a_tracer_that_dies_while_it_takes_its_slot_leaves_what_the_thread_has_a
 ) -> None:
     # given an earlier tracer's slot on the thread, and a debugger that is between `taking` and `taken`
     with Tracer(target.tid) as tracer:
-        client.tracer_claim(target.tid, event(target)).take(lambda: tracer.poke(3, target.variable))
+        client.tracer_claim(target.tid, event(target)).take(poke(tracer, target))
     arguments = [str(daemon.socket), str(target.tid), str(int(pokes)), str(int(placeholder))]
     with subprocess.Popen([sys.executable, "-c", DEBUGGER, *arguments], stdout=subprocess.PIPE) as debugger:
         assert debugger.stdout is not None

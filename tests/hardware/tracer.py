@@ -11,31 +11,41 @@ Run as a program (``python -m tests.hardware.tracer TID``) it answers each line 
     detach            let it go
 
 The answer is 0, or the errno of what the kernel refused. It ends with its input, and the kernel then lets the thread
-go: as a debugger that died. x86-64 only.
+go: as a debugger that died. 64-bit x86 and Arm only. On Arm the registers are the watchpoints', which one call writes
+from the first to the one that is meant; and a stop comes before the write that was watched, so the tracer stops
+watching then, or the thread would never get past it.
 
-Linux, arch/x86/kernel/ptrace.c, ptrace_set_debugreg(); ptrace(2), PTRACE_POKEUSER.
+Linux, arch/x86/kernel/ptrace.c, ptrace_set_debugreg(); arch/arm64/kernel/ptrace.c, hw_break_set(); ptrace(2),
+PTRACE_POKEUSER, PTRACE_SETREGSET.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import select
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-TRACES: Final = os.uname().machine == "x86_64"
-WAIT_S = 20.0
+X86: Final = os.uname().machine == "x86_64"
+TRACES: Final = os.uname().machine in ("x86_64", "aarch64")
+WAIT_S = 20.0 * float(os.environ.get("HWBPD_TEST_PATIENCE", "1"))
 ADDRESS: Final = 0x10000  # of user space; nobody need have mapped it
 
 _POKEUSER, _CONT, _ATTACH, _DETACH = 6, 7, 16, 17
 _DEBUG_REGISTERS: Final = 848  # offsetof(struct user, u_debugreg)
 _CONTROL: Final = 7
 _WRITES_OF_EIGHT_BYTES: Final = 0b1001  # LEN and R/W
+_GETREGSET, _SETREGSET, _HW_WATCH = 0x4204, 0x4205, 0x403
+_STATE_BYTES: Final = 264
+_ENTRY: Final = struct.Struct("=QII")  # of struct user_hwdebug_state: address, control, padding
+_ARM_WRITES_OF_EIGHT_BYTES: Final = 0xFF << 5 | 2 << 3 | 1  # BAS, LSC and E
 _WALL: Final = 0x40000000  # wait for threads, too
 
 
@@ -88,6 +98,7 @@ class _Program:
     def __init__(self, tid: int) -> None:
         self._tid = tid
         self._control = 0
+        self._watched: list[tuple[int, int]] = []  # on Arm: address and control of each register so far
         self._ptrace = ctypes.CDLL(None, use_errno=True).ptrace
         self._ptrace.argtypes = [ctypes.c_long] * 4
         self._ptrace.restype = ctypes.c_long
@@ -111,11 +122,19 @@ class _Program:
     def _attach(self) -> None:
         self._call(_ATTACH)
         os.waitpid(self._tid, _WALL)
+        if not X86:
+            self._watched = self._left_behind()
 
     def _poke(self, number: int, address: int) -> None:
-        self._call(_POKEUSER, _DEBUG_REGISTERS + 8 * number, address)
+        if X86:
+            self._call(_POKEUSER, _DEBUG_REGISTERS + 8 * number, address)
+        else:
+            self._set_watched(number, address, 0)
 
     def _enable(self, number: int) -> None:
+        if not X86:
+            self._set_watched(number, self._watched[number][0], _ARM_WRITES_OF_EIGHT_BYTES)
+            return
         self._control |= 1 << 2 * number | _WRITES_OF_EIGHT_BYTES << 16 + 4 * number
         self._poke(_CONTROL, self._control)
 
@@ -123,6 +142,25 @@ class _Program:
         _, status = os.waitpid(self._tid, _WALL)
         assert os.WIFSTOPPED(status)
         assert os.WSTOPSIG(status) == signal.SIGTRAP
+        for number, (address, _) in enumerate(self._watched):
+            self._set_watched(number, address, 0)
+
+    def _left_behind(self) -> list[tuple[int, int]]:
+        """What tracers before this one have set: the kernel keeps it as long as the thread lives."""
+        state = ctypes.create_string_buffer(_STATE_BYTES)
+        vector = (ctypes.c_size_t * 2)(ctypes.addressof(state), len(state))
+        self._call(_GETREGSET, _HW_WATCH, ctypes.addressof(vector))
+        entries = [entry[:2] for entry in _ENTRY.iter_unpack(state.raw[8:])]
+        return list(itertools.takewhile(lambda entry: entry[1], entries))  # there, and disabled, reads as no zero
+
+    def _set_watched(self, number: int, address: int, control: int) -> None:
+        assert number <= len(self._watched), "a register before it would take a slot as well"
+        watched = [*self._watched[:number], (address, control), *self._watched[number + 1 :]]
+        state = bytes(8) + b"".join(_ENTRY.pack(*entry, 0) for entry in watched)
+        buffer = ctypes.create_string_buffer(state, len(state))
+        vector = (ctypes.c_size_t * 2)(ctypes.addressof(buffer), len(state))
+        self._call(_SETREGSET, _HW_WATCH, ctypes.addressof(vector))
+        self._watched = watched
 
     def _call(self, request: int, at: int = 0, value: int = 0) -> None:
         if self._ptrace(request, self._tid, at, value) != 0:

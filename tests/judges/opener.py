@@ -13,10 +13,13 @@ import os
 import struct
 from typing import Protocol
 
-X86_64_PERF_EVENT_OPEN = 298  # the only architecture this judge knows
+from hwbpd.core.model import Pool
+
+X86_64_PERF_EVENT_OPEN = 298
+PERF_EVENT_OPEN = {"x86_64": X86_64_PERF_EVENT_OPEN, "aarch64": 241}  # of 64-bit programs; others are not known here
 
 PERF_TYPE_BREAKPOINT = 5
-HW_BREAKPOINT_RW = 3
+HW_BREAKPOINT_RW, HW_BREAKPOINT_X = 3, 4
 PERF_FLAG_FD_CLOEXEC = 8
 DISABLED = 1 << 0
 EXCLUDE_KERNEL = 1 << 5  # then a debugger's rights are enough for a task
@@ -27,10 +30,11 @@ ATTRIBUTES = struct.Struct("=IIQQQQQIIQQ")  # PERF_ATTR_SIZE_VER1, the first wit
 class Opener(Protocol):
     """Who answers for the kernel."""
 
-    def open(self, tid: int, cpu: int) -> int:
+    def open(self, tid: int, cpu: int, pool: Pool = Pool.DATA) -> int:
         """
         Take one slot, of a thread (or -1 for CPU-wide) on a CPU (or -1 for wherever the thread runs).
 
+        :param pool: INST for a breakpoint; every other for a watchpoint, which x86 takes from the same slots.
         :return: what to ``close``.
         :raises OSError: with the kernel's errno.
         """
@@ -48,25 +52,19 @@ class KernelOpener:
         self._call = ctypes.CDLL(None, use_errno=True).syscall
         self._call.restype = ctypes.c_long
         self._watched = ctypes.c_uint64()
-        self._attributes = ATTRIBUTES.pack(
-            PERF_TYPE_BREAKPOINT,
-            ATTRIBUTES.size,
-            0,
-            1,
-            0,
-            0,
-            DISABLED | EXCLUDE_KERNEL,
-            0,
-            HW_BREAKPOINT_RW,
-            ctypes.addressof(self._watched),
-            1,
-        )
+        self._number = PERF_EVENT_OPEN[os.uname().machine]
+        self._watchpoint = self._attributes(HW_BREAKPOINT_RW, 1)
+        self._breakpoint = self._attributes(HW_BREAKPOINT_X, 4)  # on Arm; x86 has one pool, and this is not asked for
 
-    def open(self, tid: int, cpu: int) -> int:
+    def _attributes(self, bp_type: int, length_bytes: int) -> bytes:
+        what = (bp_type, ctypes.addressof(self._watched), length_bytes)
+        flags = DISABLED | EXCLUDE_KERNEL
+        return ATTRIBUTES.pack(PERF_TYPE_BREAKPOINT, ATTRIBUTES.size, 0, 1, 0, 0, flags, 0, *what)
+
+    def open(self, tid: int, cpu: int, pool: Pool = Pool.DATA) -> int:
+        attributes = self._breakpoint if pool is Pool.INST else self._watchpoint
         arguments = (tid, cpu, -1, PERF_FLAG_FD_CLOEXEC)
-        fd: int = self._call(
-            ctypes.c_long(X86_64_PERF_EVENT_OPEN), self._attributes, *(ctypes.c_long(value) for value in arguments)
-        )
+        fd: int = self._call(ctypes.c_long(self._number), attributes, *(ctypes.c_long(value) for value in arguments))
         if fd < 0:
             number = ctypes.get_errno()
             raise OSError(number, f"perf_event_open(tid {tid}, cpu {cpu}): {errno.errorcode.get(number, number)}")

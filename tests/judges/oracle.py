@@ -6,6 +6,8 @@ events of its own. They must agree every time. The rules of a verdict:
 
 - An operation is a claim or a release; both sides do every one of them. A claim for several slots is opened one event
   after the other, and undone when one is refused.
+- Where a CPU has a pool of slots for breakpoints and one for watchpoints, each slot of a claim is of a pool drawn at
+  random: a claim for two may be for both. How many slots there are is what the freest CPU has at the start.
 - Every fourth claim, at random, has to leave the reserve; the others may have it, as kgdb's may, or the machine would
   hardly ever be full. The kernel is asked for both alike and has to agree with ``fits()`` alone. Where it admits, it
   is asked about the reserve as well: so many slots more on the same target, which it has to admit exactly if the
@@ -26,12 +28,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import itertools
 import os
 import random
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,15 +42,19 @@ from hwbpd.core.admission import check_reserve, fits, kept_free
 from hwbpd.core.books import Books
 from hwbpd.core.errors import HeldBack, NoFreeSlot
 from hwbpd.core.model import Access, Delivery, Mode, Piece, Plan, Pool, Resource, Span, Target, Task
-from tests.host import HostBusy, breakpoints_missing, exclusive
-from tests.judges.opener import KernelOpener, Opener
+from tests.host import HostBusy, breakpoints_missing, exclusive, free_slots
+from tests.judges.opener import PERF_EVENT_OPEN, KernelOpener, Opener
 from tests.judges.sleepers import sleepers
 from tests.slow_model import ANY_CPU, SlowBooks
 
 SLOTS = 4  # of every x86 CPU
-PIECE = Piece(Span(0x1000, 1), Access.READ | Access.WRITE, Pool.ANY)  # neither side looks at addresses
-ONE = Plan((PIECE,))
-TWO = Plan((PIECE, PIECE))
+X86_SLOTS = {Pool.ANY: SLOTS}
+READ_WRITE = Access.READ | Access.WRITE
+PIECES = {  # neither side looks at addresses
+    Pool.ANY: Piece(Span(0x1000, 1), READ_WRITE, Pool.ANY),
+    Pool.DATA: Piece(Span(0x1000, 1), READ_WRITE, Pool.DATA),
+    Pool.INST: Piece(Span(0x1000, 4), Access.EXECUTE, Pool.INST),
+}
 
 TASK, TASK_ON_CPU, CPU = "task anywhere", "task on one cpu", "cpu-wide on one cpu"
 ALL_CPUS, PAIR = "cpu-wide on all cpus", "two slots, any target"
@@ -88,14 +95,16 @@ class Oracle:
         online: Sequence[int],
         seed: int,
         reserve: int = 1,
+        slots: Mapping[Pool, int] = X86_SLOTS,
     ):
         self.opener = opener
+        self.pools = tuple(slots)
         self.reserve = reserve
         self.online = tuple(online)
         self.tasks = [Task(tid, start_ticks=0) for tid in tids]  # they outlive the run; a number is enough
         self.random = random.Random(seed)
-        self.books = Books({Pool.ANY: SLOTS}, possible, online)
-        self.slow = SlowBooks({Pool.ANY: SLOTS}, possible, online)
+        self.books = Books(slots, possible, online)
+        self.slow = SlowBooks(slots, possible, online)
         self.held: list[Claimed] = []
         self.operations = 0
         self.held_back: Counter[str] = Counter()  # claims that only the policy refused
@@ -174,8 +183,10 @@ class Oracle:
             leaves_enough = True
         except HeldBack:
             leaves_enough = False
-        kept = kept_free(self.books.pools[Pool.ANY], self.reserve)
-        reserved = self._open(target, Plan((PIECE,) * kept))
+        wanted = dict.fromkeys(piece.pool for piece in plan.pieces)
+        kept_pieces = [PIECES[pool] for pool in wanted for _ in range(kept_free(self.books.pools[pool], self.reserve))]
+        kept = len(kept_pieces)
+        reserved = self._open(target, Plan(tuple(kept_pieces)))
         self._close(reserved or ())
         self.tail.append(f"{self.tail.pop()}, {'leaves' if leaves_enough else 'does not leave'} {kept} free")
         if leaves_enough != (reserved is not None):
@@ -187,32 +198,38 @@ class Oracle:
         task, cpu = self.random.choice(self.tasks), self.random.choice(self.online)
         match kind:
             case "task anywhere":
-                return Target(task), ONE
+                return Target(task), self._plan(1)
             case "task on one cpu":
-                return Target(task, (cpu,)), ONE
+                return Target(task, (cpu,)), self._plan(1)
             case "cpu-wide on one cpu":
-                return Target(cpus=(cpu,)), ONE
+                return Target(cpus=(cpu,)), self._plan(1)
             case "cpu-wide on all cpus":
-                return Target(), ONE
+                return Target(), self._plan(1)
         forms = (Target(task), Target(task, (cpu,)), Target(task, self.online), Target(cpus=(cpu,)), Target())
-        return self.random.choice(forms), TWO
+        return self.random.choice(forms), self._plan(2)
+
+    def _plan(self, slots: int) -> Plan:
+        # With one pool nothing is drawn, so that a seed of old asks the same as ever.
+        if len(self.pools) == 1:
+            return Plan((PIECES[self.pools[0]],) * slots)
+        return Plan(tuple(PIECES[self.random.choice(self.pools)] for _ in range(slots)))
 
     def _open(self, target: Target, plan: Plan) -> tuple[int, ...] | None:
         """Open an event for every slot, or none if the kernel has no room for one of them."""
         anywhere = self.online if target.task is None else (ANY_CPU,)
         opened: list[int] = []
-        for _ in plan.pieces:
+        for piece in plan.pieces:
             for cpu in anywhere if target.cpus is None else target.cpus:
-                event = self._open_one(target.task, cpu)
+                event = self._open_one(target.task, cpu, piece.pool)
                 if event is None:
                     self._close(opened)
                     return None
                 opened.append(event)
         return tuple(opened)
 
-    def _open_one(self, task: Task | None, cpu: int) -> int | None:
+    def _open_one(self, task: Task | None, cpu: int, pool: Pool) -> int | None:
         try:
-            return self.opener.open(-1 if task is None else task.tid, cpu)
+            return self.opener.open(-1 if task is None else task.tid, cpu, pool)
         except OSError as refusal:
             if refusal.errno != errno.ENOSPC:
                 raise NoVerdict(f"the kernel did not answer the question: {refusal.strerror}") from refusal
@@ -261,19 +278,19 @@ class Oracle:
         :raises NoVerdict: when it is not what our own slots leave.
         """
         places = [(None, cpu) for cpu in self.online] + [(task, ANY_CPU) for task in self.tasks]
-        for task, cpu in places:
-            free, expected = self._count_free(task, cpu), self.slow.free(task, cpu, Pool.ANY)
+        for (task, cpu), pool in itertools.product(places, self.pools):
+            free, expected = self._count_free(task, cpu, pool), self.slow.free(task, cpu, pool)
             if free != expected:
-                where = f"tid {task.tid}" if task else f"cpu {cpu}"
+                where = (f"tid {task.tid}" if task else f"cpu {cpu}") + ("" if pool is Pool.ANY else f" ({pool})")
                 raise NoVerdict(
                     f"somebody else uses breakpoints: {free} slots free on {where} at operation {self.operations}, "
                     f"where {expected} should be beside our own"
                 )
 
-    def _count_free(self, task: Task | None, cpu: int) -> int:
+    def _count_free(self, task: Task | None, cpu: int, pool: Pool) -> int:
         opened: list[int] = []
         try:
-            while (event := self._open_one(task, cpu)) is not None:
+            while (event := self._open_one(task, cpu, pool)) is not None:
                 opened.append(event)
         finally:
             self._close(opened)
@@ -333,6 +350,14 @@ def _words(admitted: bool) -> str:
     return "admitted" if admitted else "refused"
 
 
+def slots_here() -> Mapping[Pool, int]:
+    """How many slots the freest CPU has now, by pool; on x86 there are four, whatever is free."""
+    if os.uname().machine == "x86_64":
+        return X86_SLOTS
+    free = free_slots()
+    return {Pool(name): max(free[cpu, name] for cpu, other in free if other == name) for _, name in free}
+
+
 def cpu_list(path: Path) -> tuple[int, ...]:
     """Return the CPUs of a list as the kernel writes it: ``0-2,5``."""
     runs = [part.partition("-") for part in path.read_text().strip().split(",")]
@@ -355,15 +380,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     print(f"seed={seed} operations={options.operations} reserve={options.reserve}", flush=True)
     missing = breakpoints_missing()
-    if missing is None and os.uname().machine != "x86_64":
-        missing = "this judge knows the slots of x86-64 only"
+    if missing is None and os.uname().machine not in PERF_EVENT_OPEN:
+        missing = "this judge can ask the kernels of 64-bit x86 and Arm only"
     if missing is not None:
         print(f"no verdict: {missing}")
         return 2
     possible, online = cpu_list(CPUS / "possible"), cpu_list(CPUS / "online")
     try:
         with exclusive(), sleepers() as tids:
-            judged = Oracle(KernelOpener(), tids, possible, online, seed, options.reserve)
+            judged = Oracle(KernelOpener(), tids, possible, online, seed, options.reserve, slots_here())
             return judge(judged, options.operations)
     except HostBusy as busy:
         print(f"no verdict: {busy}")

@@ -10,6 +10,7 @@ import errno
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,10 @@ TIDS = (11, 12, 21, 22)
 class FakeKernel:
     """A kernel in memory, of two CPUs. It can give one false answer, and let somebody else take a slot."""
 
-    def __init__(self, lie_at: int = 0, others: dict[int, int] | None = None) -> None:
-        self.rule = SlowBooks({Pool.ANY: oracle.SLOTS}, (0, 1), (0, 1))
+    def __init__(
+        self, lie_at: int = 0, others: dict[int, int] | None = None, slots: Mapping[Pool, int] = oracle.X86_SLOTS
+    ) -> None:
+        self.rule = SlowBooks(slots, (0, 1), (0, 1))
         self.lie_at = lie_at  # the number of the question, from 1; probes are questions too
         self.others = others or {}  # question -> how many events somebody else has from then on
         self.asked = 0
@@ -40,11 +43,11 @@ class FakeKernel:
         self.held: dict[int, Event] = {}
         self._others: list[Event] = []
 
-    def open(self, tid: int, cpu: int) -> int:
+    def open(self, tid: int, cpu: int, pool: Pool = Pool.ANY) -> int:
         self.asked += 1
         if self.asked in self.others:
             self._others = [Event(Task(SOMEBODY, 0), -1, Pool.ANY)] * self.others[self.asked]
-        event = Event(None if tid == -1 else Task(tid, 0), cpu, Pool.ANY)
+        event = Event(None if tid == -1 else Task(tid, 0), cpu, pool)
         admitted = self.rule.admits(event, [*self.held.values(), *self._others])
         if self.asked == self.lie_at:
             self.lied = True
@@ -184,7 +187,7 @@ def test_a_refusal_that_somebody_else_explains_is_no_difference(capsys: pytest.C
 
 def test_a_kernel_that_fails_in_another_way_ends_without_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     class Dead(FakeKernel):
-        def open(self, tid: int, cpu: int) -> int:
+        def open(self, tid: int, cpu: int, pool: Pool = Pool.ANY) -> int:
             raise OSError(errno.ESRCH, "no such thread")
 
     status = run(Dead(), operations=10)
@@ -200,6 +203,31 @@ def test_a_run_that_asked_too_little_is_no_pass(capsys: pytest.CaptureFixture[st
     assert last_line(capsys).startswith("no verdict: only ")
 
 
+TWO_POOLS = {Pool.INST: 6, Pool.DATA: 4}
+
+
+def run_arm(kernel: Opener, slots: Mapping[Pool, int] = TWO_POOLS) -> int:
+    return judge(Oracle(kernel, TIDS, (0, 1), (0, 1), seed=7, reserve=1, slots=slots), 3000)
+
+
+def test_two_pools_are_judged_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    kernel = FakeKernel(slots=TWO_POOLS)
+
+    status = run_arm(kernel)
+
+    assert status == 0
+    assert last_line(capsys).endswith("differences=0")
+    assert kernel.held == {}
+
+
+@pytest.mark.parametrize("pool", TWO_POOLS)
+def test_a_pool_with_a_slot_more_than_was_thought_is_noticed(pool: Pool, capsys: pytest.CaptureFixture[str]) -> None:
+    status = run_arm(FakeKernel(slots={**TWO_POOLS, pool: TWO_POOLS[pool] + 1}))
+
+    assert status == 2
+    assert re.match(rf"no verdict: .* slots free on cpu 0 \({pool}\)", last_line(capsys))
+
+
 def test_the_same_seed_asks_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     tables = []
     for seed in (7, 7, 8):
@@ -211,11 +239,13 @@ def test_the_same_seed_asks_the_same(capsys: pytest.CaptureFixture[str]) -> None
 
 # --- the running kernel ----------------------------------------------------------------------------------------------
 
-x86_only = pytest.mark.skipif("not __import__('platform').machine() == 'x86_64'", reason="the oracle knows x86-64 only")
+known = pytest.mark.skipif(
+    "__import__('platform').machine() not in ('x86_64', 'aarch64')", reason="the oracle knows 64-bit x86 and Arm only"
+)
 
 
 @pytest.mark.hardware
-@x86_only
+@known
 def test_the_running_kernel_agrees(capsys: pytest.CaptureFixture[str]) -> None:
     status = oracle.main(["--operations", "20000", "--seed", "7"])
 
@@ -245,11 +275,11 @@ class Visited:
         self.cpu = cpu
         self.visitor: subprocess.Popen[bytes] | None = None
 
-    def open(self, tid: int, cpu: int) -> int:
+    def open(self, tid: int, cpu: int, pool: Pool = Pool.ANY) -> int:
         self.asked += 1
         if self.asked >= self.visit_at and self.visitor is None:
             self._let_in()
-        return self.kernel.open(tid, cpu)
+        return self.kernel.open(tid, cpu, pool)
 
     def _let_in(self) -> None:
         root = Path(__file__).parents[2]
@@ -266,14 +296,14 @@ class Visited:
 
 
 @pytest.mark.hardware
-@x86_only
+@known
 def test_a_slot_that_another_process_takes_meanwhile_ends_without_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     online = oracle.cpu_list(oracle.CPUS / "online")
     possible = oracle.cpu_list(oracle.CPUS / "possible")
     with exclusive(), sleepers() as tids:
         kernel = Visited(visit_at=500, cpu=online[-1])
         try:
-            status = judge(Oracle(kernel, tids, possible, online, seed=7), 5000)
+            status = judge(Oracle(kernel, tids, possible, online, seed=7, slots=oracle.slots_here()), 5000)
         finally:
             if kernel.visitor is not None:
                 kernel.visitor.communicate()

@@ -214,6 +214,33 @@ def test_a_slot_beside_a_profilers_is_nobodys() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [(0, [("perf", 2), ("unattributed", 1)]), (1, [("perf", 1), ("unattributed", 2)]), (2, []), (None, [])],
+)
+def test_a_descriptor_that_may_be_of_the_other_pool_is_no_evidence(
+    beside: int | None, named: list[tuple[str, int]]
+) -> None:
+    # given a profiler with two descriptors, and a CPU with three slots taken in the pool that was full
+    counted = Counted({0: 3, 1: 0}, (0,), {}, 0, True)
+    holders = Holders((Holder(PROFILER, frozenset({1, 2}), frozenset()),), complete=True)
+
+    # when so many slots are taken in the other pool
+    found = explain(counted, holders, Tracers({}, complete=True), beside)
+
+    # then only those it must have here are told as its own
+    assert [(one.comm, one.slots) for one in found if one.slots] == (named or [("unattributed", 3)])
+
+
+@pytest.mark.parametrize("other", [None, 11, DEAD])
+def test_what_others_have_in_a_pool_is_counted_where_no_thread_has_any(other: int | None) -> None:
+    place = Slot(BY_FD, PROFILER, (other, None if other else 1))
+    world = World([Slot(BY_FD, PROFILER, (None, 0)), Slot(OURS, PROFILER, (None, 1)), place], {})
+
+    with world.runs():
+        assert Counter(SLOTS, Pool.ANY, [(None, 1)], time.monotonic() + 60).beside(CPUS) == (None if other else 2)
+
+
 def test_a_debugger_is_named_for_the_thread_it_traces_and_not_for_hwbpds_slot_there() -> None:
     world = World([Slot(OURS, PROFILER, (11, None)), *[Slot(BY_PTRACE, DEBUGGER, (11, None))] * 2], {11: DEBUGGER})
 

@@ -11,10 +11,10 @@ from hwbpd.hookspecs import ArmError
 from hwbpd_sim.admission import PoolCounts
 from hwbpd_sim.world import World
 from tests import strategies
+from tests.plugins.sim.machines import bare
 from tests.slow_model import Answer, SlowBooks
 from tests.strategies import GiveBack, History, histories
 
-REPORTS = {"w": "after", "rw": "after", "x": "before"}
 HOLD = Mode(delivery=Delivery.HOLD)
 ANSWERS = {errno.ENOSPC: Answer.FULL, errno.ENODEV: Answer.OFFLINE}
 A, B = Task(1, 1), Task(2, 2)
@@ -22,7 +22,7 @@ A, B = Task(1, 1), Task(2, 2)
 
 def simulated(drawn: strategies.World) -> World:
     """The same machine, with threads of the same numbers."""
-    world = World(drawn.slots, len(drawn.possible), REPORTS)
+    world = World([bare(drawn.slots_on.get(cpu, drawn.slots)) for cpu in drawn.possible])
     for task in drawn.tasks:
         assert task.process is not None
         if task.tid == task.process.pid:
@@ -58,7 +58,7 @@ def arm_all(world: World, first_id: int, target: Target, plan: Plan) -> Answer:
 @given(histories())
 def test_it_admits_exactly_what_the_slow_model_admits(history: History) -> None:
     drawn = history.world
-    slow, world = SlowBooks(drawn.slots, drawn.possible, drawn.online), simulated(drawn)
+    slow, world = SlowBooks(drawn.slots, drawn.possible, drawn.online, drawn.slots_on), simulated(drawn)
     held: list[range] = []
     next_id = 1
     for operation in history.operations:
@@ -81,14 +81,15 @@ def test_it_admits_exactly_what_the_slow_model_admits(history: History) -> None:
     for resource_ids in held:
         for resource_id in resource_ids:
             world.disarm(resource_id)
-    for pool, slots in drawn.slots.items():
-        plan = Plan(tuple(strategies.piece(pool) for _ in range(slots)))
-        assert arm_all(world, next_id, Target(), plan) is Answer.FITS
-        next_id += slots
+    for pool in drawn.slots:
+        for cpu in drawn.online:
+            plan = Plan(tuple(strategies.piece(pool) for _ in range(drawn.has(cpu, pool))))
+            assert arm_all(world, next_id, Target(cpus=(cpu,)), plan) is Answer.FITS
+            next_id += len(plan.pieces)
 
 
 def test_a_cpu_wide_slot_competes_with_the_greatest_task_wherever_that_runs() -> None:
-    counts = PoolCounts(4)
+    counts = PoolCounts([4, 4])
     counts.take(A, None)
     counts.take(A, None)
     counts.take(A, 1)
@@ -109,7 +110,7 @@ def _fill(counts: PoolCounts, cpu: int) -> list[bool]:
 
 
 def test_pools_do_not_meet() -> None:
-    world = World({Pool.INST: 1, Pool.DATA: 1}, 1, REPORTS)
+    world = World([bare({Pool.INST: 1, Pool.DATA: 1})])
 
     world.arm(1, strategies.piece(Pool.INST), Target(), HOLD)
 

@@ -150,6 +150,8 @@ def test_no_process_is_started_to_ask_a_kernel_that_knows_nothing_of_it(daemon: 
         (["--machine", "sim", "--cpus", "8193"], "--cpus 8193"),
         (["--cpus", "8"], "--machine sim"),
         (["--machine", "linux", "--cpus", "8"], "'linux'"),
+        (["--profile", "cortex-a15"], "--machine sim"),
+        (["--machine", "sim", "--cpus", "8", "--profile", "cortex-a15"], "not allowed with"),
     ],
 )
 def test_cpus_that_cannot_be_had_are_refused_at_start(tmp_path: Path, options: list[str], says: str) -> None:
@@ -159,6 +161,70 @@ def test_cpus_that_cannot_be_had_are_refused_at_start(tmp_path: Path, options: l
 
     assert ended.returncode == 2
     assert says in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("profile", "says"),
+    [
+        ("cortex-a16x2", "no CPU 'cortex-a16x2'; there are "),
+        ("zen4+cortex-a15", "zen4 is x86_64 and cortex-a15 is armv7l"),
+    ],
+)
+def test_a_profile_that_cannot_be_is_refused_at_start(tmp_path: Path, profile: str, says: str) -> None:
+    options = ["--socket", str(tmp_path / "socket"), "--machine", "sim", "--profile", profile]
+    command = [sys.executable, "-m", "hwbpd", *options]
+
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False, cwd=ROOT)
+
+    assert ended.returncode == 1
+    assert says in ended.stderr
+
+
+def test_a_phone_of_unlike_cpus_is_served_with_both_numbers() -> None:
+    # given two CPUs with few slots and one with many
+    settings = "[sim]\naccesses_per_s = 200\n[policy]\nreserve_slots = 0\n"
+    with simulating(settings, "--profile", "arm64-minx2+cortex-a72") as phone:
+        caps = hwbpctl(phone, "caps").stdout
+        listing = hwbpctl(phone, "ls").stdout
+
+        # then both numbers are shown, and what can be watched there
+        assert "its CPUs: 2 arm64-min (cpu 0-1), 1 cortex-a72 (cpu 2)" in caps
+        assert "mem:0x401200/4:x:u  function" in caps
+        assert "0x6010c0  inbox: written by the kernel, which no slot of these CPUs can see" in caps
+        assert listing.splitlines() == [
+            "cpu 0-1: 2 of 2 inst slots free; 2 of 2 data slots free",
+            "cpu 2: 6 of 6 inst slots free; 4 of 4 data slots free",
+        ]
+
+        # and what is for one CPU may fill that, while a thread may go anywhere and gets no more than the least
+        with phone.connect() as client:
+            words = [hwbp.parse_event(f"mem:{COUNTER + 8 * n:#x}/8:w:u") for n in range(5)]
+            for word in words[:4]:
+                client.claim(word, cpus=[2], delivery="count")
+            with pytest.raises(hwbp.NoFreeSlot):
+                client.claim(words[4], cpus=[2], delivery="count")
+            with pytest.raises(hwbp.NoFreeSlot):
+                client.claim(words[4], tid=1000, delivery="count")
+            (shown,) = [line for line in hwbpctl(phone, "caps").stdout.splitlines() if "registers of cpu" in line]
+            assert "registers of cpu 2" in shown
+            assert f"DBGWVR0_EL1={COUNTER:#x}" in shown
+        with phone.connect() as client:
+            for word in words[:2]:
+                client.claim(word, tid=1000, delivery="count")
+            with pytest.raises(hwbp.NoFreeSlot):
+                client.claim(words[2], tid=1000, delivery="count")
+
+
+def test_hits_on_arm_come_before_the_instruction_and_nothing_is_cpu_wide_there() -> None:
+    with simulating("[sim]\naccesses_per_s = 200\n", "--profile", "cortex-a15x2+cortex-a7x3") as board:
+        watched = hwbpctl(board, "--json", "watch", "-e", f"mem:{COUNTER:#x}/8:rw:u", "-p", "1000", "-c", "5")
+        assert watched.returncode == 0, watched.stderr
+        *hits, _ = map(json.loads, watched.stdout.splitlines())
+        assert {hit["ip"] for hit in hits} == {"0x401100"}, "the very instruction that writes it"
+
+        refused = hwbpctl(board, "watch", "-e", f"mem:{COUNTER:#x}/8:rw:u", "-a")
+        assert refused.returncode != 0
+        assert "EINVAL" in refused.stderr
 
 
 @needs_root

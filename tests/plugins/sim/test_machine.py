@@ -26,11 +26,12 @@ PIECE = Piece(Span(COUNTER, 8), Access.WRITE, Pool.ANY)
 RING = Mode(ring_bytes=4096)
 COUNT = Mode(delivery=Delivery.COUNT)
 STEP = Step(Access.WRITE, COUNTER, 8, 0x400, 0x404)
-QUIET = {"cpus": 2, "seed": 1, "processes": 1, "threads": 2, "accesses_per_s": 0, "outsider_slots": 0}
+QUIET = {"cpus": 2, "seed": 1, "processes": 1, "threads": 2, "accesses_per_s": 0, "outsider_slots": 0, "profile": ""}
 
 
-def made(**changes: int) -> SimMachine:
-    options: Mapping[str, Any] = {**QUIET, **changes, "backend": Plugins().backend}
+def made(**changes: int | str) -> SimMachine:
+    plugins = Plugins()
+    options: Mapping[str, Any] = {**QUIET, **changes, "backend": plugins.backend, "profiles": plugins.profiles}
     return make(options)
 
 
@@ -154,7 +155,8 @@ def test_without_descriptors_nothing_is_held(machine: SimMachine) -> None:
 
 
 def test_the_notes_say_first_that_it_is_simulated(machine: SimMachine) -> None:
-    first, second, *_ = machine.notes()
+    first, second, third, *_ = machine.notes()
 
     assert first.startswith("SIMULATED")
-    assert "1000 web" in second
+    assert second == "its CPUs: 2 x86-64 (cpu 0-1)"
+    assert "1000 web" in third

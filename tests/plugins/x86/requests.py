@@ -22,6 +22,11 @@ def read_request(text: str) -> Request:
     return Span(int(address, 16), int(length)), Access.from_letters(letters), mode
 
 
+def recommends(refusal: HwbpError) -> bool:
+    """Whether a refusal names a request that comes near."""
+    return "; nearest: " in str(refusal)
+
+
 def nearest_of(refusal: HwbpError) -> tuple[Request, tuple[int, int] | None]:
     """Return the request a refusal recommends and, where it says so, how many of how many bytes that covers."""
     match = _NEAREST.search(str(refusal))

@@ -15,7 +15,7 @@ from hwbpd.core.errors import BadClaim, NotSupported
 from hwbpd.core.model import Access, Mode, Piece, Plan, Pool, Span
 from hwbpd.hookspecs import Backend, BackendFactory, CpuFacts, HookSpecs
 from hwbpd_x86.fit import X86Backend
-from tests.plugins.x86.requests import nearest_of, refusal_of
+from tests.plugins.x86.requests import nearest_of, recommends, refusal_of
 
 INTEL = CpuFacts("x86_64")
 AMD = CpuFacts("x86_64", frozenset({"bpext"}))
@@ -28,6 +28,7 @@ NOTHING = Access(0)
 EVERY_ACCESS = [Access(bits) for bits in range(8)]
 SEE_ALL = Mode()
 USER_ONLY = Mode(kernel=False)
+BESIDE = Mode(over_report=True)
 
 
 # --- against a slow rule ---------------------------------------------------------------------------------------------
@@ -41,20 +42,15 @@ def watched(address: int, ignored_bits: int) -> set[int]:
     }
 
 
-def slow_verdict(facts: CpuFacts, address: int, length: int, access: Access) -> type[Exception] | None:
-    """Try every setting of one slot; return how it refuses the request, or ``None`` when one of them is just that."""
+def one_slot_holds(facts: CpuFacts, address: int, length: int, access: Access) -> bool:
+    """Try every setting of one slot; return whether one of them is just what was asked for."""
     word_bytes = 8 if facts.architecture == "x86_64" else 4
     if access == X:
-        return None if length == word_bytes else BadClaim
+        return length == word_bytes
     asked = set(range(address, address + length))
-    expressible = access in (W, R | W)
-    by_len = any(watched(address, bits) == asked for bits in range(4 if word_bytes == 8 else 3))
-    by_mask = any(watched(address, bits) == asked for bits in range(9))
-    if expressible and by_len:
-        return None
-    if expressible and by_mask:
-        return None if "bpext" in facts.features else NotSupported
-    return BadClaim
+    by_len = range(4 if word_bytes == 8 else 3)
+    ignored = range(9) if "bpext" in facts.features else by_len
+    return access in (W, R | W) and any(watched(address, bits) == asked for bits in ignored)
 
 
 @pytest.mark.parametrize("facts", [INTEL, AMD, OLD])
@@ -62,14 +58,33 @@ def test_every_small_request_is_judged_as_the_registers_would(facts: CpuFacts) -
     backend = X86Backend(facts)
     bases = (0x404000, 0x404008, 0x404010, 0x404020)
     for length, access, base, offset in product([*range(10), 16, 64], EVERY_ACCESS, bases, range(8)):
-        refusal = refusal_of(backend, (Span(base + offset, length), access, SEE_ALL))
-        verdict = slow_verdict(facts, base + offset, length, access)
-        assert (type(refusal) if refusal else None) is verdict, f"{base + offset:#x}/{length} {access}: {refusal}"
+        request = Span(base + offset, length), access, SEE_ALL
+        refusal = refusal_of(backend, request)
+        if one_slot_holds(facts, base + offset, length, access):
+            assert refusal is None
+            assert backend.fit(*request) == Plan((Piece(request[0], access, Pool.ANY),))
+        elif refusal is None:
+            # Data can be cut into pieces (tests/plugins/test_planner.py has how many), each of which a slot holds.
+            pieces = backend.fit(*request).pieces
+            assert 1 < len(pieces) <= 4
+            assert all(one_slot_holds(facts, one.span.address, one.span.length_bytes, one.access) for one in pieces)
+        else:
+            assert isinstance(refusal, BadClaim | NotSupported)
 
 
-def test_what_fits_is_one_piece_and_exactly_what_was_asked() -> None:
-    plan = X86Backend(INTEL).fit(Span(0x404040, 8), R | W, SEE_ALL)
-    assert plan == Plan((Piece(Span(0x404040, 8), R | W, Pool.ANY),))
+def test_a_span_is_cut_into_neighbours_in_ascending_order() -> None:
+    plan = X86Backend(INTEL).fit(Span(0x404041, 7), R | W, SEE_ALL)
+    spans = [Span(0x404041, 1), Span(0x404042, 2), Span(0x404044, 4)]
+    assert plan == Plan(tuple(Piece(span, R | W, Pool.ANY) for span in spans))
+
+
+def test_hits_beside_the_span_save_slots_for_those_who_accept_them() -> None:
+    # Given seven bytes of eight, which take three slots,
+    backend, span = X86Backend(INTEL), Span(0x404041, 7)
+
+    # when hits of the eighth are welcome, then one does; where nothing is saved, nothing is widened.
+    assert backend.fit(span, W, BESIDE).pieces == (Piece(Span(0x404040, 8), W, Pool.ANY),)
+    assert backend.fit(Span(0x404044, 4), W, BESIDE) == backend.fit(Span(0x404044, 4), W, SEE_ALL)
 
 
 # --- the ends of the address space -----------------------------------------------------------------------------------
@@ -105,10 +120,14 @@ def test_no_span_reaches_past_the_last_address(facts: CpuFacts, end: int) -> Non
     backend = X86Backend(facts)
     word_bytes = 4 if facts is OLD else 8
     assert refusal_of(backend, (Span(end - word_bytes, word_bytes), X, SEE_ALL)) is None
-    for address in (end - word_bytes + 1, end - 1, end, end + 5):
+    for address in (end - word_bytes + 1, end - 1):
         refusal = refusal_of(backend, (Span(address, word_bytes), X, SEE_ALL))
         assert isinstance(refusal, BadClaim)
         assert nearest_of(refusal)[0][0] == Span(end - word_bytes, word_bytes)
+    for address in (end, end + 5):
+        refusal = refusal_of(backend, (Span(address, word_bytes), X, SEE_ALL))
+        assert isinstance(refusal, BadClaim)
+        assert not recommends(refusal), "nothing has any of those bytes"
     assert refusal_of(backend, (Span(end - 1, 1), W, SEE_ALL)) is None
     assert isinstance(refusal_of(backend, (Span(end - 1, 2), W, SEE_ALL)), BadClaim)
     assert isinstance(refusal_of(backend, (Span(end, 1), W, SEE_ALL)), BadClaim)
@@ -118,12 +137,14 @@ def test_no_span_reaches_past_the_last_address(facts: CpuFacts, end: int) -> Non
 def test_an_address_mask_covers_blocks_up_to_its_own_width(power: int) -> None:
     span = Span(1 << 40, 1 << power)
     assert refusal_of(X86Backend(AMD), (span, W, SEE_ALL)) is None
-    assert isinstance(refusal_of(X86Backend(INTEL), (span, W, SEE_ALL)), NotSupported)
+    # Without masks, four slots of eight bytes are the most.
+    assert isinstance(refusal_of(X86Backend(INTEL), (span, W, SEE_ALL)), NotSupported) == (power > 5)
 
 
-def test_no_mask_covers_more_than_its_own_width() -> None:
+def test_four_masks_cover_no_more_than_four_times_their_own_width() -> None:
+    assert refusal_of(X86Backend(AMD), (Span(0, 1 << 34), W, SEE_ALL)) is None
     for facts in (INTEL, AMD):
-        assert isinstance(refusal_of(X86Backend(facts), (Span(0, 1 << 33), W, SEE_ALL)), BadClaim)
+        assert isinstance(refusal_of(X86Backend(facts), (Span(0, (1 << 34) + 1), W, SEE_ALL)), BadClaim)
 
 
 # --- what a refusal says ---------------------------------------------------------------------------------------------
@@ -134,14 +155,16 @@ def test_no_mask_covers_more_than_its_own_width() -> None:
     [
         (
             INTEL,
-            (Span(0x404041, 4), W, SEE_ALL),
-            "mem:0x404041/4:w: DR0-DR3 hold 4 bytes only at an address divisible by 4; nearest: mem:0x404040/8:w",
+            (Span(0x404041, 40), W, SEE_ALL),
+            "mem:0x404041/40:w: it takes 8 slots, and a CPU has 4: one holds 1, 2, 4 or 8 bytes, at an address "
+            "divisible by that; nearest: mem:0x404048/32:w, 32 of the 40 bytes",
         ),
         (
             INTEL,
-            (Span(0x404046, 4), W, SEE_ALL),
-            "mem:0x404046/4:w: DR0-DR3 hold 4 bytes only at an address divisible by 4; "
-            "nearest: mem:0x404046/2:w, 2 of the 4 bytes",
+            (Span(0x404041, 30), W, SEE_ALL),
+            "mem:0x404041/30:w: it takes 8 slots, and a CPU has 4: one holds 1, 2, 4 or 8 bytes, at an address "
+            "divisible by that; 4 would do with over-report, and report 32 bytes; nearest: mem:0x404044/24:w, "
+            "24 of the 30 bytes",
         ),
         (
             INTEL,
@@ -157,32 +180,23 @@ def test_no_mask_covers_more_than_its_own_width() -> None:
         ),
         (
             INTEL,
-            (Span(0x404040, 3), R | W, SEE_ALL),
-            "mem:0x404040/3:rw: LEN of DR7 has no code for 3 bytes, only for 1, 2, 4 and 8; nearest: mem:0x404040/4:rw",
-        ),
-        (
-            INTEL,
             (Span(0x404040, 4), W | X, SEE_ALL),
             "mem:0x404040/4:wx: R/W of DR7 holds one code, for execution or for data; x needs a slot of its own; "
             "nearest: mem:0x404040/4:w",
         ),
         (
             INTEL,
-            (Span(0x404000, 16), W, SEE_ALL),
-            "mem:0x404000/16:w: LEN of DR7 ends at 8 bytes, and this CPU lacks the address masks (bpext) for more; "
-            "nearest: mem:0x404000/8:w, 8 of the 16 bytes",
+            (Span(0x404000, 64), W, BESIDE),
+            "mem:0x404000/64:w: it takes 8 slots, and a CPU has 4: one holds 1, 2, 4 or 8 bytes, at an address "
+            "divisible by that; this CPU lacks the address masks (bpext) that would hold it; nearest: "
+            "mem:0x404000/32:w, 32 of the 64 bytes",
         ),
         (
             AMD,
-            (Span(0x404008, 16), W, SEE_ALL),
-            "mem:0x404008/16:w: address masks cover 16 bytes only at an address divisible by 16; "
-            "nearest: mem:0x404000/32:w",
-        ),
-        (
-            INTEL,
-            (Span(0x404008, 16), W, Mode(user=False)),
-            "mem:0x404008/16:w:k: LEN of DR7 has no code for 16 bytes, only for 1, 2, 4 and 8; "
-            "nearest: mem:0x404008/8:w:k, 8 of the 16 bytes",
+            (Span(0x404001, 62), W, Mode(user=False)),
+            "mem:0x404001/62:w:k: it takes 10 slots, and a CPU has 4: one holds a power of two up to 2^32 bytes, at an "
+            "address divisible by it; 1 would do with over-report, and report 64 bytes; nearest: mem:0x404008/48:w:k, "
+            "48 of the 62 bytes",
         ),
     ],
 )
@@ -210,6 +224,10 @@ def test_the_nearest_request_is_accepted(
     refusal = refusal_of(backend, (Span(address, length), access, mode))
     if refusal is None:
         return
+    if not recommends(refusal):
+        # (but for what no address register can hold a byte of)
+        assert address >= (2**32 if facts is OLD else 2**64)
+        return
 
     # when the request it recommends is made instead, then it is accepted as it stands,
     nearest, _ = nearest_of(refusal)
@@ -221,26 +239,20 @@ def test_the_nearest_request_is_accepted(
     assert nearest[2].kernel >= mode.kernel
 
 
-@pytest.mark.parametrize(
-    ("facts", "lengths"), [(INTEL, (1, 2, 4, 8)), (AMD, (1, 2, 4, 8, 16, 32, 64)), (OLD, (1, 2, 4))]
-)
-def test_the_nearest_watchpoint_covers_the_most_that_one_slot_can_and_the_fewest_others(
-    facts: CpuFacts, lengths: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize("facts", [INTEL, AMD, OLD])
+def test_the_nearest_watchpoint_holds_the_most_that_the_slots_can_and_no_others(facts: CpuFacts) -> None:
     backend = X86Backend(facts)
-    blocks = [Span(start, length) for length in lengths for start in range(0x403FC0, 0x404080, length)]
-    for address, length in product(range(0x404000, 0x404010), range(1, 36)):
-        refusal = refusal_of(backend, (Span(address, length), R, SEE_ALL))
+    for address, length in product(range(0x404000, 0x404008), (*range(1, 20), 33)):
+        asked = Span(address, length)
+        refusal = refusal_of(backend, (asked, R, SEE_ALL))
         assert refusal is not None
         (near, access, _), coverage = nearest_of(refusal)
 
-        def covered(block: Span, first: int = address, end: int = address + length) -> int:
-            return max(0, min(block.address + block.length_bytes, end) - max(block.address, first))
-
-        most = max(map(covered, blocks))
-        assert covered(near) == most
-        assert near.length_bytes == min(block.length_bytes for block in blocks if covered(block) == most)
-        assert access == R | W
+        parts = (Span(first, n) for n in range(length, 0, -1) for first in range(address, address + length - n + 1))
+        most = next(part for part in parts if refusal_of(backend, (part, R | W, SEE_ALL)) is None).length_bytes
+        assert (near.length_bytes, access) == (most, R | W)
+        assert address <= near.address
+        assert near.address + most <= address + length
         # What it leaves out is said; where it leaves out nothing, nothing is.
         assert coverage == (None if most == length else (most, length))
 
@@ -253,7 +265,8 @@ def test_what_is_described_is_what_fits(facts: CpuFacts) -> None:
     backend = X86Backend(facts)
     described = backend.describe()
     for access in EVERY_ACCESS:
-        fitting = [n for n in range(130) if refusal_of(backend, (Span(0x404000, n), access, SEE_ALL)) is None]
+        fitting = [n for n in range(130) if one_slot_holds(facts, 0x404000, n, access)]
+        assert all(len(backend.fit(Span(0x404000, n), access, SEE_ALL).pieces) == 1 for n in fitting)
         assert [n for n in described["lengths"].get(access.letters, []) if n < 130] == fitting, access
     for letters, lengths in described["lengths"].items():
         assert lengths == sorted(lengths)

@@ -1,0 +1,1 @@
+"""A real Arm kernel, under QEMU, as a judge; see docs/arm64.md."""
