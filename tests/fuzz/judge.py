@@ -17,7 +17,7 @@ from tests.fuzz.said import Said
 SENTENCE_LEAST = 10  # characters; a refusal is a sentence
 
 ERRNOS = frozenset(
-    {"ENOSPC", "EPERM", "EINVAL", "EOPNOTSUPP", "ENOENT", "ESTALE", "ESRCH", "ENODEV", "ETIMEDOUT", "EDQUOT"}
+    {"ENOSPC", "EAGAIN", "EPERM", "EINVAL", "EOPNOTSUPP", "ENOENT", "ESTALE", "ESRCH", "ENODEV", "ETIMEDOUT", "EDQUOT"}
     | {"EMFILE", "EPROTO", "EBADMSG"}
 )
 COUNTS: dict[str, type] = {"claim": int, "hits": int, "delivered": int, "lost": int, "dropped": int, "filtered": int}
