@@ -12,6 +12,7 @@ import pytest
 import hwbp
 from examples.target import Target
 from hwbpd_linux.cpus import online_cpus
+from tests.hardware.common import EXECUTE_BYTES, X86
 from tests.hardware.daemon import (
     MARKS,
     TRANSPORTS,
@@ -83,7 +84,7 @@ def test_each_kind_of_target_brings_its_hits_and_no_other(
 
 
 def test_one_hit_arrives_without_being_asked_for(client: hwbp.Client, target: Target) -> None:
-    watch = client.claim(address=target.function, length=8, access="x", tid=target.tid)
+    watch = client.claim(address=target.function, length=EXECUTE_BYTES, access="x", tid=target.tid)
     before_ns = time.monotonic_ns()
 
     target.command("call 1")
@@ -97,8 +98,8 @@ def test_one_hit_arrives_without_being_asked_for(client: hwbp.Client, target: Ta
 def test_every_access_of_the_kind_is_seen_and_no_other(
     client: hwbp.Client, target: Target, access: str, hits: int
 ) -> None:
-    address = target.function if access == "x" else target.variable
-    watch = client.claim(address=address, length=8, access=access, tid=target.tid)
+    address, length = (target.function, EXECUTE_BYTES) if access == "x" else (target.variable, 8)
+    watch = client.claim(address=address, length=length, access=access, tid=target.tid)
 
     for order in ("write 30", "read 70", "call 7"):
         target.command(order)
@@ -121,7 +122,8 @@ def test_user_and_kernel_call_chains_come_with_the_hits(client: hwbp.Client, tar
     in_kernel = [hit for hit in hits if hit.in_kernel]
     assert len(in_user) == 5
     assert all(hit.user_chain[0] == hit.ip and hit.ip in target.code and not hit.kernel_chain for hit in in_user)
-    assert len(in_kernel) >= 5  # how many stores the kernel needs is its own affair
+    # How many stores the kernel needs is its own affair; on Arm it keeps them to itself.
+    assert len(in_kernel) >= 5 if X86 else not in_kernel
     assert all(len(hit.kernel_chain) > 2 and hit.user_chain for hit in in_kernel)
     assert all(min(hit.kernel_chain) >= 2**63 > max(hit.user_chain) for hit in in_kernel)
 

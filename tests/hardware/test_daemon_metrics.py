@@ -12,6 +12,7 @@ import hwbp
 from examples.target import Target
 from hwbpd import metrics_endpoint
 from hwbpd_linux.cpus import online_cpus
+from tests.hardware.common import EXECUTE_BYTES
 from tests.hardware.daemon import MARKS, WAIT_S, Daemon
 
 pytestmark = MARKS
@@ -52,7 +53,7 @@ def test_a_scraper_hears_of_a_claim_and_its_hits(alone: None, daemon: Daemon, ta
     # given a watchpoint on a thread, and one on all CPUs that nobody touches
     with daemon.connect() as client:
         watch = client.claim(address=target.variable, length=8, access="w", tid=target.tid)
-        client.claim(address=target.function, length=8, access="x", delivery="count")
+        client.claim(address=target.function, length=EXECUTE_BYTES, access="x", delivery="count")
         slots = 4 * len(online_cpus())
 
         # when the target writes, and the client has read all of it

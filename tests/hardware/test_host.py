@@ -10,6 +10,7 @@ import pytest
 from hwbpd_linux import perf_event
 from hwbpd_linux.cpus import online_cpus
 from tests import host as gate
+from tests.hardware.common import WATCHPOINT_POOL
 from tests.host import HostBusy, exclusive, free_slots
 
 pytestmark = pytest.mark.hardware
@@ -24,7 +25,7 @@ def test_whoever_has_slots_already_is_named(alone: None, tmp_path: Path, monkeyp
     monkeypatch.setattr(gate, "LOCK_PATH", tmp_path / "another.lock")
     monkeypatch.setattr(gate, "_SETTLE_S", 0.1)
     cpu = online_cpus()[-1]
-    most = max(free_slots().values())
+    most = free_slots()[cpu, WATCHPOINT_POOL.value]
     fd = perf_event.open_breakpoint(0x1000, 4, 2, tid=-1, cpu=cpu)
     try:
         with pytest.raises(HostBusy) as busy, exclusive():
