@@ -75,7 +75,7 @@ def refusal(reply: dict[str, Any]) -> str:
 
 
 def is_open(fd: int) -> bool:
-    """Whether it is open still. All descriptors of the fakes are eventfds; others may get the number of a closed one."""
+    """Whether it is open still. Those of the fakes are eventfds; others may get the number of a closed one."""
     with suppress(OSError):
         return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
     return False
